@@ -1,0 +1,24 @@
+"""tuckprop: PyTorch training in little memory, by keeping activations in factored form."""
+
+from tuckprop import errors
+from tuckprop.codecs import HOSVD, SVD, Dense, GradientFilter
+from tuckprop.convert import convert, freeze, plan, revert
+from tuckprop.memory import MemoryReport, measure
+from tuckprop.plan import Plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HOSVD",
+    "SVD",
+    "Dense",
+    "GradientFilter",
+    "MemoryReport",
+    "Plan",
+    "convert",
+    "errors",
+    "freeze",
+    "measure",
+    "plan",
+    "revert",
+]

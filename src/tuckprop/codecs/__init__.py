@@ -1,0 +1,9 @@
+"""Ways to keep an activation: one file a method, each a frozen config and the form it packs into."""
+
+from tuckprop.codecs._base import Codec, Packed, codecs
+from tuckprop.codecs.dense import Dense, DensePacked
+from tuckprop.codecs.gradient_filter import GradientFilter
+from tuckprop.codecs.hosvd import HOSVD
+from tuckprop.codecs.svd import SVD
+
+__all__ = ["HOSVD", "SVD", "Codec", "Dense", "DensePacked", "GradientFilter", "Packed", "codecs"]

@@ -1,0 +1,88 @@
+"""Where layers and codecs meet: a layer knows its axes, a codec knows its factors, both know `Packed`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+from torch import Size, Tensor, nn
+
+from tuckprop.registry import Registry
+
+
+class Packed(ABC):
+    """One activation, in the form that is kept for backward.
+
+    A subclass is rebuilt in backward from its tensors and a static `meta`, so that the tensors themselves go through
+    `save_for_backward`, where hooks, checkpointing and memory counters see them.
+    """
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors that are kept."""
+
+    @property
+    @abstractmethod
+    def meta(self) -> Hashable:
+        """Whatever else `rebuild` needs; no tensors."""
+
+    @classmethod
+    @abstractmethod
+    def rebuild(cls, tensors: Sequence[Tensor], meta: Any) -> "Packed":
+        """Make the object again from what `tensors` and `meta` returned."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Size:
+        """Shape of the activation."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Return the activation, as well as it was kept; shape `self.shape`."""
+
+    def partial(self, keep: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return a core and factors whose product is `dense()`, with factors on no axis outside `keep`.
+
+        Args:
+            keep: The axes on which the layer can use a factor as it is.
+
+        Returns:
+            The core, and for some axes in `keep` a factor [size, rank], where the core has `rank` on that axis.
+        """
+        return self.dense(), {}
+
+    @abstractmethod
+    def paper_count(self) -> int:
+        """Return the number of elements the codec's paper counts for this activation."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the kept tensors."""
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+
+@dataclass(frozen=True)
+class Codec(ABC):
+    """Settings of one way to keep an activation; the instance is the method."""
+
+    label: ClassVar[str]
+
+    @abstractmethod
+    def compress(self, x: Tensor) -> Packed:
+        """Return `x`, any shape, any strides, in the codec's form.
+
+        Raises:
+            NotFactorableError: `x` has no such form (NaN, Inf); the caller then keeps `x` itself.
+        """
+
+    def worth_trying(self, shape: Size) -> bool:
+        """Say whether the form of an activation of this shape can be smaller than the activation."""
+        return prod(shape) > 1
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Return why this codec cannot serve `module`, or None if it can."""
+        return None
+
+
+codecs: Registry[type[Codec]] = Registry("codec")

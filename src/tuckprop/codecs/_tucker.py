@@ -1,0 +1,92 @@
+"""A core and orthonormal factors: the form that HOSVD, SVD and tracked subspaces share."""
+
+from collections.abc import Callable, Collection, Sequence
+from math import prod
+
+import torch
+from torch import Size, Tensor
+
+from tuckprop.codecs._base import Packed
+from tuckprop.linalg.modes import expand
+
+# Shape, factored axes (ascending), and ranks as the paper counts them.
+_Meta = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+class TuckerPacked(Packed):
+    """`x = core x_a U_a` over the factored axes a; an axis without a factor is whole in the core.
+
+    Attributes:
+        core: Shape of `x` with rank k_a in place of the size on every factored axis.
+        factors: Axis to factor U_a, shape [n_a, k_a], orthonormal columns.
+        ranks: One per axis, as chosen by the threshold, for the paper's count; an axis may have a rank and yet be
+            whole in the core. None where the paper gives that axis no factor.
+    """
+
+    def __init__(self, core: Tensor, factors: dict[int, Tensor], ranks: tuple[int, ...]) -> None:
+        self.core = core
+        self.factors = factors
+        self.ranks = ranks
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the core and the factors, by ascending axis."""
+        return (self.core, *(self.factors[axis] for axis in sorted(self.factors)))
+
+    @property
+    def meta(self) -> _Meta:
+        """The shape, the factored axes and the counted ranks."""
+        return tuple(self.shape), tuple(sorted(self.factors)), self.ranks
+
+    @classmethod
+    def rebuild(cls, tensors: Sequence[Tensor], meta: _Meta) -> "TuckerPacked":
+        """Make the object again."""
+        core, *factors = tensors
+        return cls(core, dict(zip(meta[1], factors, strict=True)), meta[2])
+
+    @property
+    def shape(self) -> Size:
+        """Shape of the activation."""
+        return Size(self.factors[a].shape[0] if a in self.factors else n for a, n in enumerate(self.core.shape))
+
+    def dense(self) -> Tensor:
+        """Return the core times all factors; shape `self.shape`."""
+        return self.partial(())[0]
+
+    def partial(self, keep: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the core times the factors outside `keep`, and the factors in `keep`."""
+        core = self.core
+        # The smallest growth first keeps the products in between small.
+        grown = [axis for axis in self.factors if axis not in keep]
+        for axis in sorted(grown, key=lambda a: self.factors[a].shape[0] / self.factors[a].shape[1]):
+            core = expand(core, self.factors[axis], axis)
+        return core, {axis: factor for axis, factor in self.factors.items() if axis in keep}
+
+    def paper_count(self) -> int:
+        """Return `prod k_j + sum n_j k_j` over the axes that the paper factors (Nguyen et al., NeurIPS 2024)."""
+        counted = [(n, k) for n, k in zip(self.shape, self.ranks, strict=True) if k > 0]
+        whole = prod(n for n, k in zip(self.shape, self.ranks, strict=True) if k == 0)
+        return whole * prod(k for _, k in counted) + sum(n * k for n, k in counted)
+
+
+def in_memory_order(
+    x: Tensor,
+    dtype: torch.dtype,
+    factor: Callable[[Tensor, tuple[int, ...]], tuple[Tensor, dict[int, Tensor], tuple[int, ...]]],
+) -> TuckerPacked:
+    """Run a factorisation on a contiguous view of `x`, so that channels_last costs no copy.
+
+    Args:
+        x: The activation, any strides.
+        dtype: Work in this dtype; the result is kept in the dtype of `x`.
+        factor: Takes the permuted tensor and, per axis of it, the axis of `x` it stands for; returns core, factors and
+            ranks for the permuted axes.
+
+    Returns:
+        The packed activation, with the axes of `x`.
+    """
+    strides = x.stride()
+    order = tuple(sorted(range(x.dim()), key=lambda a: (-strides[a], a)))
+    core, factors, ranks = factor(x.permute(order).contiguous().to(dtype), order)
+    back = [order.index(axis) for axis in range(x.dim())]
+    kept = {order[axis]: matrix.to(x.dtype) for axis, matrix in factors.items()}
+    return TuckerPacked(core.to(x.dtype).permute(back), kept, tuple(ranks[axis] for axis in back))

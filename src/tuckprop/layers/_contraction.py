@@ -1,0 +1,252 @@
+"""The weight gradient of a convolution from a packed input, by the cheapest of several exact routes.
+
+Index legend: b batch, c input channels, o output channels, m.. output positions, k.. kernel taps, r ranks; g groups.
+For a transposed convolution the output gradient is the tensor with windows and the weight is [c, o, k..].
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tuckprop.codecs import Packed
+from tuckprop.layers._geometry import Geometry
+from tuckprop.linalg.modes import mode_product
+
+# One element moved through memory costs as much as this many operations of a large matrix product (measured on two
+# cores: 375 GFLOP/s, 27 GB/s); a convolution's own weight gradient runs at a fraction of that speed.
+_MOVE = 56
+_CONV_SLOWDOWN = 3
+_DEPTHWISE_SLOWDOWN = 24
+
+BATCH, CHANNEL, SPATIAL = 0, 1, 2
+
+
+class Operands(NamedTuple):
+    """A packed input split as the routes need it: `x = core x_a factors[a]`."""
+
+    core: Tensor
+    factors: dict[int, Tensor]
+
+
+def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the gradient of a convolution's weight.
+
+    Args:
+        packed: The input [b, c, h..].
+        grad: Gradient of the output, [b, o, m..].
+        weight: The weight; read for its shape and, in the dense route, its memory format.
+        geometry: The layer's geometry.
+
+    Returns:
+        Shape of `weight`; equal, up to rounding, to PyTorch's gradient at `packed.dense()`.
+    """
+    operands = Operands(*packed.partial(range(grad.dim())))
+    if not operands.factors:
+        return dense_route(operands.core, grad, weight, geometry)
+    if factored_cost(operands, grad, weight, geometry) <= reduced_cost(operands, grad, weight, geometry):
+        return factored_route(operands, grad, weight, geometry)
+    core, factors = packed.partial(_reducible(geometry))
+    return reduced_route(Operands(core, factors), grad, weight, geometry)
+
+
+def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return PyTorch's own weight gradient at the input `x` [b, c, h..]."""
+    gradient: Tensor = torch.ops.aten.convolution_backward(
+        grad,
+        geometry.pad_input(x),
+        weight,
+        None,
+        geometry.stride,
+        geometry.implicit,
+        geometry.dilation,
+        geometry.transposed,
+        geometry.output_padding or (0,) * len(geometry.kernel),
+        geometry.groups,
+        (False, True, False),
+    )[1]
+    return gradient
+
+
+def _reducible(geometry: Geometry) -> tuple[int, ...]:
+    """Axes whose factors commute with a convolution's weight gradient: the batch, and channels that are not grouped."""
+    return (BATCH, CHANNEL) if geometry.groups == 1 else (BATCH,)
+
+
+def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the weight gradient with batch and channel axes at their ranks; `operands` has no spatial factors."""
+    core, factors = operands
+    if BATCH in factors:
+        grad = mode_product(grad, factors[BATCH], BATCH)
+    if CHANNEL not in factors:
+        return dense_route(core, grad, weight, geometry)
+    channel_axis = 0 if geometry.transposed else 1
+    narrow = mode_product(weight.detach(), factors[CHANNEL], channel_axis)  # Right shape; its values are not read.
+    gradient = dense_route(core, grad, narrow, geometry)
+    return mode_product(gradient, factors[CHANNEL].T, channel_axis)
+
+
+def _spatial_whole(operands: Operands, axis: int, geometry: Geometry) -> bool:
+    """Whether this spatial axis can go without a factor: one tap that meets every position once."""
+    return (
+        geometry.kernel[axis] == 1
+        and geometry.stride[axis] == 1
+        and geometry.padding[axis] == (0, 0)
+        and not (geometry.output_padding and geometry.output_padding[axis])
+    )
+
+
+def factored_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the weight gradient by products with windowed spatial factors; nothing of the input's size is formed.
+
+    Args:
+        operands: Core and factors; every spatial axis has a factor, or one tap and no padding.
+        grad: Gradient of the output, [b, o, m..].
+        weight: The weight; read for its shape.
+        geometry: The layer's geometry.
+
+    Returns:
+        Shape of `weight`.
+    """
+    core, factors = operands
+    out_sizes = grad.shape[2:]
+    if BATCH in factors:
+        grad = mode_product(grad, factors[BATCH], BATCH)
+    windows = {
+        axis: geometry.windows(factors[SPATIAL + axis], axis, size)
+        for axis, size in enumerate(out_sizes)
+        if SPATIAL + axis in factors
+    }
+    summed = _sum_positions(grad.contiguous(), windows)
+    # summed: [b, o, (k r).., ] with (1, m) in place of (k, r) on an axis left whole.
+    taps = [windows[a].shape[1] if a in windows else 1 for a in range(len(out_sizes))]
+    ranks = [windows[a].shape[2] if a in windows else size for a, size in enumerate(out_sizes)]
+    return _sum_ranks(summed, taps, ranks, core, factors.get(CHANNEL), geometry, weight.shape)
+
+
+def _joint_is_cheaper(grad: Tensor, windows: dict[int, Tensor]) -> bool:
+    columns = [w.shape[1] * w.shape[2] for w in windows.values()]
+    positions = [w.shape[0] for w in windows.values()]
+    joint = 2 * prod(columns) + _MOVE
+    one_by_one, share = 0.0, 1.0
+    for column, position in sorted(zip(columns, positions, strict=True), key=lambda p: p[0] / p[1]):
+        # Small batched products run far below the speed of one large one.
+        one_by_one += share * (6 * column + _MOVE)
+        share *= column / position
+        one_by_one += share * _MOVE
+    rows = grad.numel() // max(1, prod(positions))
+    return joint <= one_by_one and prod(columns) <= rows
+
+
+def _sum_positions(grad: Tensor, windows: dict[int, Tensor]) -> Tensor:
+    """Contract the windowed spatial axes of `grad` [b, o, m..] with windows [m, k, r]: [b, o, (k r)..]."""
+    all_windowed = len(windows) == grad.dim() - SPATIAL
+    if len(windows) > 1 and all_windowed and _joint_is_cheaper(grad, windows):
+        joint = grad.new_ones(1, 1)
+        for axis in sorted(windows):
+            joint = torch.kron(joint, windows[axis].flatten(1).contiguous())
+        summed = grad.flatten(SPATIAL) @ joint
+        split: Tensor = summed.unflatten(-1, [windows[a].shape[1] * windows[a].shape[2] for a in sorted(windows)])
+        return split
+    for axis in sorted(windows, key=lambda a: windows[a].shape[1] * windows[a].shape[2] / windows[a].shape[0]):
+        grad = mode_product(grad, windows[axis].flatten(1), SPATIAL + axis)
+    return grad
+
+
+def _sum_ranks(
+    summed: Tensor,
+    taps: list[int],
+    ranks: list[int],
+    core: Tensor,
+    channel_factor: Tensor | None,
+    geometry: Geometry,
+    shape: torch.Size,
+) -> Tensor:
+    """Contract [b, o, (k r)..] with the core [b, c or its rank, r..] over b and r.., then apply the channel factor.
+
+    Args:
+        summed: What `_sum_positions` returned.
+        taps: k per spatial axis.
+        ranks: r per spatial axis.
+        core: The packed input's core.
+        channel_factor: [c, rank], or None where the core has all channels.
+        geometry: The layer's geometry.
+        shape: Shape of the weight.
+
+    Returns:
+        The weight gradient, of shape `shape`.
+    """
+    groups, axes = geometry.groups, len(taps)
+    if groups > 1 and channel_factor is not None:
+        core = mode_product(core, channel_factor.T, CHANNEL)
+        channel_factor = None
+    batch, outputs = summed.shape[:2]
+    pairs = [size for pair in zip(taps, ranks, strict=True) for size in pair]
+    split = summed.reshape(batch, groups, outputs // groups, *pairs)
+    tap_axes, rank_axes = [3 + 2 * a for a in range(axes)], [4 + 2 * a for a in range(axes)]
+    # [g, (o, k..), (b, r..)] @ [g, (b, r..), c]
+    left = split.permute(1, 2, *tap_axes, 0, *rank_axes).reshape(groups, (outputs // groups) * prod(taps), -1)
+    inner = core.unflatten(CHANNEL, (groups, -1)).movedim((1, 2), (0, -1)).reshape(groups, left.shape[2], -1)
+    gradient = torch.bmm(left, inner)
+    if channel_factor is not None:
+        gradient = gradient @ channel_factor.T
+    gradient = gradient.reshape(groups, outputs // groups, *taps, -1)
+    if geometry.transposed:
+        return gradient.movedim(-1, 1).reshape(shape)  # [g, c, o, k..]
+    return gradient.movedim(-1, 2).reshape(shape)  # [g, o, c, k..]
+
+
+def factored_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> float:
+    """Return the cost of `factored_route`, in operations of a large matrix product; infinite where it cannot go."""
+    core, factors = operands
+    elements, cost = float(grad.numel()), 0.0
+    if BATCH in factors:
+        size, rank = factors[BATCH].shape
+        cost += 2 * elements * rank + _MOVE * elements * (1 + rank / size)
+        elements *= rank / size
+    sequential, left, joint_columns = 0.0, elements, 1
+    for axis, size in enumerate(grad.shape[2:]):
+        if SPATIAL + axis in factors:
+            columns = geometry.kernel[axis] * factors[SPATIAL + axis].shape[1]
+            sequential += left * (6 * columns + _MOVE) + left * columns / size * _MOVE
+            left *= columns / size
+            joint_columns *= columns
+        elif not _spatial_whole(operands, axis, geometry):
+            return float("inf")
+    joint = elements * (2 * joint_columns + _MOVE)
+    cost += min(joint, sequential)
+    if left > 2 * grad.numel():
+        return float("inf")  # Never hold more than about one more gradient.
+    taps = prod(geometry.kernel)
+    channels = core.shape[CHANNEL]
+    cost += 2 * 2 * _MOVE * (left + core.numel()) + 2 * left * channels / geometry.groups
+    return cost + 2 * grad.shape[1] * taps * channels * weight.shape[0 if geometry.transposed else 1]
+
+
+def reduced_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> float:
+    """Return the cost of `reduced_route`, rebuilding included, in the same unit as `factored_cost`."""
+    core, factors = operands
+    keep = _reducible(geometry)
+    elements, cost = float(core.numel()), 0.0
+    for axis, factor in factors.items():
+        if axis not in keep:
+            size, rank = factor.shape
+            cost += 2 * elements * size + _MOVE * elements * (1 + size / rank)
+            elements *= size / rank
+    grad_elements = float(grad.numel())
+    if BATCH in factors:
+        size, rank = factors[BATCH].shape
+        cost += 2 * grad_elements * rank + _MOVE * grad_elements * (1 + rank / size)
+        grad_elements *= rank / size
+    taps = prod(geometry.kernel)
+    windows = elements if geometry.transposed else grad_elements
+    other = weight.shape[1] if geometry.transposed else core.shape[CHANNEL] / geometry.groups
+    if CHANNEL in factors and CHANNEL not in keep:
+        other = weight.shape[1]
+    slowdown = _DEPTHWISE_SLOWDOWN if geometry.groups > 1 else _CONV_SLOWDOWN
+    cost += slowdown * 2 * windows * taps * other + 2 * _MOVE * (elements + grad_elements)
+    return cost
+
+
+__all__ = ["Operands", "dense_route", "factored_route", "reduced_route", "weight_gradient"]

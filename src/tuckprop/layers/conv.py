@@ -1,0 +1,166 @@
+"""Conv1d, Conv2d, Conv3d and their transposes.
+
+Index legend: b batch, c input channels, o output channels, h.. input positions, m.. output positions, k.. kernel taps.
+The input gradient comes from the weight alone and is PyTorch's own. The weight gradient is
+    dW[o, c, k..] = sum_{b, m..} A[b, c, window(m.., k..)] G[b, o, m..]
+and comes from the factors of A by one of three routes, the cheapest by a count of operations and bytes:
+    factored  every sum over positions is a product with a windowed spatial factor, A is never formed;
+    reduced   spatial factors are multiplied out, batch and channel factors shrink an ordinary weight gradient;
+    dense     A is rebuilt.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.conv import _ConvNd
+
+from tuckprop.codecs import Packed
+from tuckprop.layers._contraction import weight_gradient
+from tuckprop.layers._geometry import Geometry
+from tuckprop.layers._twin import Twin, autocast, twin_of
+
+# Computes the plain layer's output from input, weight and bias.
+PlainConvolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class FactoredConvolution(torch.autograd.Function):
+    """A convolution that keeps its input in packed form."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        plain: PlainConvolution,
+        geometry: Geometry,
+        packed: Packed | None,
+    ) -> Tensor:
+        """Compute the plain convolution; keep the weight, and `packed` if the weight needs a gradient."""
+        ctx.geometry = geometry
+        ctx.shape = x.shape
+        ctx.has_bias = bias is not None
+        ctx.packed = None if packed is None else (type(packed), packed.meta)
+        ctx.save_for_backward(weight, *(() if packed is None else packed.tensors()))
+        result: Tensor = plain(x, weight, bias)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of input, weight and bias."""
+        weight, *kept = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = input_gradient(grad, weight, ctx.shape, ctx.geometry) if needs_x else None
+        grad_weight = None
+        if needs_weight:
+            kind, meta = ctx.packed
+            grad_weight = weight_gradient(kind.rebuild(kept, meta), grad, weight, ctx.geometry)
+        grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1]) if ctx.has_bias and needs_bias else None
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """Return PyTorch's gradient of a convolution's input.
+
+    Args:
+        grad: Gradient of the output, [b, o, m..].
+        weight: The layer's weight.
+        shape: Shape of the input, [b, c, h..].
+        geometry: The layer's geometry.
+
+    Returns:
+        Shape `shape`.
+    """
+    padded = list(shape)
+    for axis, (before, after) in enumerate(geometry.explicit):
+        padded[2 + axis] += before + after
+    # Only its shape is read. On a CPU an untouched allocation takes no memory; elsewhere one element stands for all.
+    stand_in = grad.new_empty(padded) if grad.device.type == "cpu" else grad.new_empty(1).expand(padded)
+    grad_x = torch.ops.aten.convolution_backward(
+        grad,
+        stand_in,
+        weight,
+        None,
+        geometry.stride,
+        geometry.implicit,
+        geometry.dilation,
+        geometry.transposed,
+        geometry.output_padding or (0,) * len(geometry.kernel),
+        geometry.groups,
+        (True, False, False),
+    )[0]
+    return geometry.pad_input_adjoint(grad_x, shape)
+
+
+@lru_cache(maxsize=4096)
+def _geometry(
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+    groups: int,
+    padding_mode: str,
+) -> Geometry:
+    if padding == "valid":
+        pairs = tuple((0, 0) for _ in kernel)
+    elif padding == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        pairs = tuple((t // 2, t - t // 2) for t in totals)
+    else:
+        pairs = tuple((int(p), int(p)) for p in padding)
+    return Geometry(kernel, stride, pairs, dilation, groups, padding_mode=padding_mode)
+
+
+def factored_convolution(
+    module: Twin, x: Tensor, weight: Tensor, bias: Tensor | None, plain: PlainConvolution, geometry: Geometry
+) -> Tensor:
+    """Run a twin's convolution: plainly where nothing is to be kept, else through `FactoredConvolution`.
+
+    Args:
+        module: The twin.
+        x: [batch, channels, spatial...], or without the batch axis.
+        weight: The layer's weight.
+        bias: The layer's bias.
+        plain: Computes the plain layer's output from (x, weight, bias).
+        geometry: The layer's geometry.
+
+    Returns:
+        The plain layer's output, bit for bit.
+    """
+    trains = torch.is_grad_enabled() and module.training and x.numel() > 0 and not x.is_complex()
+    if not trains or not (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+        return plain(x, weight, bias)
+    if x.dim() == len(geometry.kernel) + 1:
+        return factored_convolution(module, x[None], weight, bias, plain, geometry)[0]
+    x, weight, bias = autocast(x, weight, bias)
+    packed = module._site.pack(x) if weight.requires_grad else None
+    result: Tensor = FactoredConvolution.apply(x, weight, bias, plain, geometry, packed)
+    return result
+
+
+class _Convolution(Twin, _ConvNd):
+    compresses = True
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        geometry = _geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        return factored_convolution(self, input, weight, bias, super()._conv_forward, geometry)
+
+
+@twin_of(nn.Conv1d)
+class FactoredConv1d(_Convolution, nn.Conv1d):
+    """`nn.Conv1d` that keeps a packed input."""
+
+
+@twin_of(nn.Conv2d)
+class FactoredConv2d(_Convolution, nn.Conv2d):
+    """`nn.Conv2d` that keeps a packed input."""
+
+
+@twin_of(nn.Conv3d)
+class FactoredConv3d(_Convolution, nn.Conv3d):
+    """`nn.Conv3d` that keeps a packed input."""

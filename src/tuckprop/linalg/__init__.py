@@ -1,0 +1,1 @@
+"""Tensor maths on plain tensors: no modules, no autograd."""

@@ -1,0 +1,64 @@
+"""Mode-n products and mode-n Gram matrices, without a copy where the memory layout allows it.
+
+The mode-n unfolding of a tensor of shape [n_1, ..., n_d] is the matrix of its mode-n fibres, [n_n, prod of the others].
+A contiguous tensor seen from mode n is a stack [before, n, after]; both functions work on that view.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+# A copied slab of this many elements (4 MiB of float32) stays in cache and bounds the work memory.
+_SLAB = 1 << 20
+
+
+def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
+    """Contract axis `mode` of `x` with the rows of `matrix`: `y[.., k, ..] = sum_i x[.., i, ..] matrix[i, k]`.
+
+    Args:
+        x: Shape [n_1, ..., n_d].
+        matrix: Shape [n_mode, k].
+        mode: The axis of `x` to contract.
+
+    Returns:
+        Shape [n_1, ..., k, ..., n_d], contiguous.
+    """
+    shape = list(x.shape)
+    before, size, after = prod(shape[:mode]), shape[mode], prod(shape[mode + 1 :])
+    shape[mode] = matrix.shape[1]
+    if after == 1:
+        return (x.reshape(before, size) @ matrix).reshape(shape)
+    if before == 1:
+        return (matrix.T @ x.reshape(size, after)).reshape(shape)
+    return torch.bmm(matrix.T.expand(before, -1, -1), x.reshape(before, size, after)).reshape(shape)
+
+
+def expand(core: Tensor, factor: Tensor, mode: int) -> Tensor:
+    """Multiply axis `mode` of `core`, of size k, by `factor` [n, k]: the inverse direction of `mode_product`."""
+    return mode_product(core, factor.T, mode)
+
+
+def mode_gram(x: Tensor, mode: int) -> Tensor:
+    """Return the Gram matrix of the mode-n unfolding, `A_(n) A_(n)^T`, of shape [n, n].
+
+    The unfolding itself is never formed: the first and last modes need no copy, a middle one is copied slab by slab.
+    """
+    size = x.shape[mode]
+    before, after = prod(x.shape[:mode]), prod(x.shape[mode + 1 :])
+    if before == 1:
+        rows = x.reshape(size, after)
+        return rows @ rows.T
+    if after == 1:
+        columns = x.reshape(before, size)
+        return columns.T @ columns
+    stack = x.reshape(before, size, after)
+    if after >= 2 * size:
+        # The stack of small Gram matrices is smaller than half of x.
+        return torch.bmm(stack, stack.transpose(1, 2)).sum(0)
+    gram = x.new_zeros(size, size)
+    step = max(1, _SLAB // (size * after))
+    for start in range(0, before, step):
+        slab = stack[start : start + step].transpose(0, 1).reshape(size, -1)
+        gram.addmm_(slab, slab.T)
+    return gram

@@ -1,0 +1,22 @@
+"""How many components a mode keeps."""
+
+import torch
+from torch import Tensor
+
+
+def explained_variance_rank(energies: Tensor, epsilon: float) -> Tensor:
+    """Return the fewest leading components whose share of the energy reaches `epsilon`.
+
+    Args:
+        energies: Squared singular values, descending, shape [n].
+        epsilon: Share of the total to keep, in (0, 1].
+
+    Returns:
+        A scalar int64 tensor in 1..n, on the device of `energies`: the caller decides when to wait for it.
+
+    Source: Nguyen et al., NeurIPS 2024 (arXiv 2411.06346), the explained-variance threshold of HOSVD and SVD.
+    """
+    energies = energies.clamp_min(0)
+    share = energies.cumsum(0)
+    short = (share < epsilon * share[-1]).sum()
+    return (short + 1).clamp_max(energies.numel()).to(torch.int64)

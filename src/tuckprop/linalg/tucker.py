@@ -1,0 +1,65 @@
+"""The truncated higher-order singular value decomposition (HOSVD)."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from math import prod
+
+from torch import Tensor
+
+from tuckprop.linalg.basis import spectrum
+from tuckprop.linalg.modes import mode_product
+
+
+def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
+    """Factor `x` into a core and one orthonormal factor a mode, each mode truncated on its own.
+
+    Every factor comes from the unfolding of the original tensor. A mode whose factor would cost more elements than it
+    saves is left whole, which lowers the error.
+
+    Args:
+        x: Contiguous, finite, float32 or float64, shape [n_1, ..., n_d].
+        epsilons: Share of the energy each mode keeps, in (0, 1].
+
+    Returns:
+        The core; the factors by mode, each [n_j, k_j] (`x` is near the core times every factor); the ranks k_1..k_d
+        that reach the thresholds, also of modes left whole. `|x - x'|^2 <= sum_j (1 - eps_j) |x|^2`.
+
+    Raises:
+        NotFactorableError: `x` has a NaN or an Inf, or its squares overflow or vanish.
+
+    Source: De Lathauwer et al. 2000, Nguyen et al. NeurIPS 2024 (arXiv 2411.06346).
+    """
+    modes = [mode for mode, size in enumerate(x.shape) if size > 1]
+    spectra = {mode: spectrum(x, mode, epsilons[mode]) for mode in modes}
+    ranks = [1] * x.dim()
+    for mode in modes:
+        ranks[mode] = int(spectra[mode].rank)
+    factors = {mode: spectra[mode].leading(ranks[mode]) for mode in modes_worth_factoring(x.shape, ranks)}
+    return project(x, factors), factors, tuple(ranks)
+
+
+def project(x: Tensor, factors: dict[int, Tensor]) -> Tensor:
+    """Return the core: `x` contracted with every factor [n_j, k_j], the mode that shrinks most first."""
+    for mode in sorted(factors, key=lambda m: factors[m].shape[1] / factors[m].shape[0]):
+        x = mode_product(x, factors[mode], mode)
+    return x
+
+
+def modes_worth_factoring(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return the modes whose factors make core plus factors smallest, in elements.
+
+    Args:
+        shape: Sizes n_1..n_d.
+        ranks: Ranks k_1..k_d.
+
+    Returns:
+        A subset of the modes, ascending; modes of full rank are never in it.
+    """
+    shrinking = [mode for mode, (size, rank) in enumerate(zip(shape, ranks, strict=True)) if rank < size]
+
+    def elements(chosen: tuple[int, ...]) -> int:
+        core = prod(ranks[m] if m in chosen else n for m, n in enumerate(shape))
+        return core + sum(shape[m] * ranks[m] for m in chosen)
+
+    subsets = (s for count in range(len(shrinking) + 1) for s in combinations(shrinking, count))
+    return min(subsets, key=elements)

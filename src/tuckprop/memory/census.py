@@ -1,0 +1,124 @@
+"""Which bytes a forward holds for backward: unique storages, by the module that kept them first."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Births(TorchDispatchMode):
+    """Notes the storages that operations make, so that what was there before (parameters, inputs) is told apart."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.born: dict[int, StorageWeakRef] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **kwargs)
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor):
+                storage = t.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self.born:
+                    # The weak reference also keeps the address from being given out again.
+                    self.born[storage._cdata] = StorageWeakRef(storage)
+        return out
+
+
+@dataclass
+class Census:
+    """Bytes that were saved for backward while the census was open.
+
+    Attributes:
+        naive_bytes: Sum over saved tensors, shared storages counted each time, as some tools report it.
+    """
+
+    naive_bytes: int = 0
+    _saved: dict[int, tuple[StorageWeakRef, str, int]] = field(default_factory=dict)
+
+    def by_module(self) -> dict[str, int]:
+        """Return bytes still held, by the dotted name of the innermost module that kept each storage first."""
+        held: dict[str, int] = {}
+        for reference, name, nbytes in self._saved.values():
+            if not reference.expired():
+                held[name] = held.get(name, 0) + nbytes
+        return held
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes still held in all, each storage once."""
+        return sum(self.by_module().values())
+
+
+@contextmanager
+def census(model: nn.Module) -> Iterator[Census]:
+    """Count what forwards inside the context save for backward.
+
+    Parameters, buffers and everything else that was allocated before, the input batch above all, are left out. What
+    non-reentrant checkpointing keeps in closures is not seen by saved-tensor hooks, nor therefore here.
+
+    Args:
+        model: Names the modules; calls of other modules are counted too, under "".
+
+    Yields:
+        The census; read it while the graph is alive.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    stack: list[str] = [""]
+    result = Census()
+    births = _Births()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        stack.append(names.get(module, stack[-1]))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        storage = tensor.untyped_storage()
+        if storage._cdata in births.born and not births.born[storage._cdata].expired():
+            result.naive_bytes += tensor.numel() * tensor.element_size()
+            result._saved.setdefault(storage._cdata, (StorageWeakRef(storage), stack[-1], storage.nbytes()))
+        return tensor
+
+    with ExitStack() as context:
+        enter_hook = nn.modules.module.register_module_forward_pre_hook(enter)
+        context.callback(enter_hook.remove)
+        # Always called, so that a forward that fails does not leave the stack uneven for the next.
+        leave_hook = nn.modules.module.register_module_forward_hook(leave, always_call=True)
+        context.callback(leave_hook.remove)
+        context.enter_context(saved_tensors_hooks(pack, lambda tensor: tensor))
+        context.enter_context(births)
+        yield result
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put gradients, buffers, training flags and the random state back, as they were, on leaving."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    flags = [(m, m.training) for m in model.modules()]
+    devices = {p.device for p in model.parameters()} - {torch.device("cpu")}
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        with torch.random.fork_rng(list(devices), device_type=next(iter(devices)).type if devices else "cuda"):
+            yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, flag in flags:
+            module.training = flag

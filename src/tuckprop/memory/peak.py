@@ -1,0 +1,46 @@
+"""Peak memory: of a piece of code by the allocator, of the whole process by the operating system."""
+
+import resource
+import sys
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def allocator_peak(run: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes that `run` had allocated at one time, over what was allocated before.
+
+    Args:
+        run: Is called once.
+        device: On CUDA the caching allocator's own counter is read; elsewhere the profiler's allocation events are
+            added up, which sees tensors but not the scratch memory that a library takes on its own.
+
+    Returns:
+        Bytes.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    results = recorded.profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def peak_rss() -> int:
+    """Return the peak resident set of this process so far, in bytes.
+
+    It never falls: compare configurations in processes of their own.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

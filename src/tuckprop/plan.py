@@ -1,0 +1,275 @@
+"""Decide which modules get which twin and codec. A plan is data: immutable, printable, serialisable."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from tuckprop.codecs import Codec, Dense, codecs
+from tuckprop.errors import ConfigError
+from tuckprop.layers import Twin, find_twin, load_twins_for
+from tuckprop.layers._twin import not_convertible
+
+Select = Callable[[str, nn.Module], bool]
+CodecChoice = Codec | Mapping[str, Codec]
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """One module to convert.
+
+    Attributes:
+        name: Dotted name, the first under which the model has it.
+        kind: Class name.
+        codec: How its activation is kept.
+        input_shape: Shape of its input on the example, or None before a run.
+        plain_bytes: Bytes it holds for backward unconverted, on the example.
+        predicted_bytes: Bytes it will hold for backward, on the example.
+    """
+
+    name: str
+    kind: str
+    codec: Codec
+    input_shape: tuple[int, ...] | None = None
+    plain_bytes: int | None = None
+    predicted_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One module that is left alone, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `convert` will do.
+
+    Attributes:
+        sites: Modules to convert, in the model's order.
+        skipped: Modules that hold activations or weights and are left alone.
+        frozen: Names of modules that are frozen and kept in eval mode (the paper's "last k layers").
+    """
+
+    sites: tuple[SitePlan, ...]
+    skipped: tuple[Skipped, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes that the sites hold unconverted, on the example; 0 before a run."""
+        return sum(site.plain_bytes or 0 for site in self.sites)
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Bytes that the sites will hold, on the example; 0 before a run."""
+        return sum(site.predicted_bytes or 0 for site in self.sites)
+
+    def __str__(self) -> str:
+        def kib(nbytes: int | None) -> str:
+            return "" if nbytes is None else f"{nbytes / 1024:.1f}"
+
+        rows = [("site", "type", "input", "codec", "plain, KiB", "predicted, KiB")]
+        for s in self.sites:
+            shape = "" if s.input_shape is None else "x".join(map(str, s.input_shape))
+            rows.append((s.name, s.kind, shape, repr(s.codec), kib(s.plain_bytes), kib(s.predicted_bytes)))
+        rows.append(("total", "", "", "", kib(self.plain_bytes), kib(self.predicted_bytes)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(f"{c:<{w}}" if i < 4 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(r, widths, strict=True)))
+            for r in rows
+        ]
+        if self.frozen:
+            lines.append(f"frozen, in eval mode: {len(self.frozen)} modules, up to {self.frozen[-1]}")
+        lines += [f"left alone: {s.name} ({s.kind}): {s.reason}" for s in self.skipped]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text; codecs go by their registered names."""
+        names = {kind: name for name in codecs for kind in [codecs[name]]}
+        sites = [
+            {f.name: getattr(s, f.name) for f in fields(s)}
+            | {"codec": {"name": names[type(s.codec)], **asdict(s.codec)}}
+            for s in self.sites
+        ]
+        return json.dumps(
+            {"version": 1, "sites": sites, "skipped": [asdict(s) for s in self.skipped], "frozen": self.frozen},
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: The text is no plan of this version.
+        """
+        try:
+            data = json.loads(text)
+            if data["version"] != 1:
+                raise ConfigError(f"Plan.from_json: expected version 1, got {data['version']!r}")
+            sites = []
+            for entry in data["sites"]:
+                settings = dict(entry["codec"])
+                codec = codecs[settings.pop("name")](**settings)
+                shape = entry["input_shape"]
+                sites.append(
+                    SitePlan(**entry | {"codec": codec, "input_shape": None if shape is None else tuple(shape)})
+                )
+            skipped = tuple(Skipped(**entry) for entry in data["skipped"])
+            return cls(tuple(sites), skipped, tuple(data["frozen"]))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"Plan.from_json: not a plan: {error!r}") from error
+
+
+def decide(
+    model: nn.Module,
+    codec: CodecChoice,
+    *,
+    last: int | None = None,
+    select: Select | None = None,
+    pointwise: bool = True,
+) -> Plan:
+    """Choose sites and codecs without running the model; the arguments are those of `tuckprop.convert`.
+
+    Returns:
+        A plan without shapes and bytes.
+
+    Raises:
+        ConfigError: A bad argument, a model that is converted already, or nothing to compress.
+    """
+    choose = _chooser(codec)
+    modules = dict(model.named_modules())
+    converted = next((name for name, module in modules.items() if isinstance(module, Twin)), None)
+    if converted is not None:
+        raise ConfigError(f"convert: the model is converted already (at {converted!r}); call tuckprop.revert first")
+    for module in modules.values():
+        load_twins_for(module)
+    chosen = choose_sites(model, last=last, select=select)
+    frozen = names_before(model, chosen[0]) if last is not None else ()
+    before = set(frozen)
+    sites: list[SitePlan] = []
+    skipped: list[Skipped] = []
+    for name, module in modules.items():
+        if name in before or (any(True for _ in module.children()) and find_twin(module, Dense()) is None):
+            continue
+        verdict = _judge(name, module, choose(name), set(chosen), pointwise)
+        if isinstance(verdict, Codec):
+            sites.append(SitePlan(name, type(module).__name__, verdict))
+        elif verdict:
+            skipped.append(Skipped(name, type(module).__name__, verdict))
+    if not sites:
+        reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:3]) or "it has no layer that tuckprop knows"
+        raise ConfigError(f"convert: nothing to compress in this {type(model).__name__} ({reasons})")
+    return Plan(tuple(sites), tuple(skipped), frozen)
+
+
+def _chooser(codec: CodecChoice) -> Callable[[str], Codec | None]:
+    if isinstance(codec, Codec):
+        return lambda name: codec
+    known = ", ".join(codecs)
+    if not isinstance(codec, Mapping):
+        raise ConfigError(f"convert(codec=...): expected a codec config ({known}) or a mapping to them, got {codec!r}")
+    for pattern, entry in codec.items():
+        if not isinstance(pattern, str) or not isinstance(entry, Codec):
+            raise ConfigError(
+                f"convert(codec=...): expected a mapping of name patterns to codec configs ({known}), "
+                f"got {pattern!r}: {entry!r}"
+            )
+    return lambda name: next((entry for pattern, entry in codec.items() if fnmatchcase(name, pattern)), None)
+
+
+def _judge(name: str, module: nn.Module, codec: Codec | None, chosen: set[str], pointwise: bool) -> Codec | str | None:
+    """Return the codec for a module, or the reason to leave it alone, or None where there is nothing to say."""
+    compressible = is_compressible(module)
+    twin = find_twin(module, codec or Dense())
+    if twin is None:
+        return not_convertible(module)
+    if reason := twin.refusal(module):
+        return reason
+    if twin.compresses or compressible:
+        if name not in chosen:
+            return "not among the chosen layers"
+        if codec is None:
+            return "no pattern of the codec mapping matches its name"
+        if isinstance(module, LazyModuleMixin):
+            return "its shape is not known yet; run the model once first"
+        return codec.refusal(module) or codec
+    if not pointwise:
+        return None
+    return codec if codec is not None and codec.refusal(module) is None else Dense()
+
+
+_CONVOLUTIONS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
+
+
+def is_compressible(module: nn.Module) -> bool:
+    """Say whether a module is a convolution or a Linear layer, of whatever subclass."""
+    return isinstance(module, (*_CONVOLUTIONS, nn.Linear))
+
+
+def choose_sites(model: nn.Module, *, last: int | None = None, select: Select | None = None) -> list[str]:
+    """Return the names of the convolutions and Linear layers to compress, in the model's order.
+
+    Args:
+        model: The model.
+        last: Take the last k convolutions; in a transformer (Linear layers outnumber convolutions ten to one) the last
+            k Linear layers before the classifier.
+        select: Take those for which `select(name, module)` is true; `last` then counts among them.
+
+    Returns:
+        At least one name.
+
+    Raises:
+        ConfigError: `last` is no integer from 1 to the number of layers, or `select` is not callable or picks none.
+    """
+    names = {n: m for n, m in model.named_modules() if is_compressible(m)}
+    if select is not None:
+        if not callable(select):
+            raise ConfigError(f"convert(select=...): expected a function of (name, module), got {select!r}")
+        names = {n: m for n, m in names.items() if select(n, m)}
+        if not names:
+            raise ConfigError("convert(select=...): it picks no convolution and no Linear layer of the model")
+    elif last is not None:
+        convolutions = {n: m for n, m in names.items() if isinstance(m, _CONVOLUTIONS)}
+        linears = {n: m for n, m in names.items() if isinstance(m, nn.Linear)}
+        names = dict(list(linears.items())[:-1]) if len(convolutions) * 10 < len(linears) else convolutions
+    if last is None:
+        return list(names)
+    if isinstance(last, bool) or not isinstance(last, int) or not 1 <= last <= len(names):
+        raise ConfigError(
+            f"convert(last=...): expected an integer from 1 to {len(names)}, the number of layers, got {last!r}"
+        )
+    return list(names)[-last:]
+
+
+def names_before(model: nn.Module, first: str) -> tuple[str, ...]:
+    """Return the names of all modules that come before module `first`, except those that contain it."""
+    before: list[str] = []
+    for name, _ in model.named_modules():
+        if name == first:
+            break
+        if name and not first.startswith(f"{name}."):
+            before.append(name)
+    return tuple(before)
+
+
+__all__: list[Any] = [
+    "CodecChoice",
+    "Plan",
+    "Select",
+    "SitePlan",
+    "Skipped",
+    "choose_sites",
+    "decide",
+    "is_compressible",
+]
