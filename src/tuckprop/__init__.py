@@ -1,7 +1,7 @@
 """tuckprop: PyTorch training in little memory, by keeping activations in factored form."""
 
 from tuckprop import errors
-from tuckprop.codecs import HOSVD, SVD, Dense, GradientFilter
+from tuckprop.codecs import HOSVD, SVD, Dense, GradientFilter, Subspace
 from tuckprop.convert import convert, freeze, plan, revert
 from tuckprop.memory import MemoryReport, measure
 from tuckprop.plan import Plan
@@ -15,6 +15,7 @@ __all__ = [
     "GradientFilter",
     "MemoryReport",
     "Plan",
+    "Subspace",
     "convert",
     "errors",
     "freeze",

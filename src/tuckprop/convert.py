@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tuckprop.errors import ConfigError, TuckpropWarning
 from tuckprop.layers import Site, Twin, find_twin, load_twins_for
 from tuckprop.layers._twin import become_plain, become_twin
 from tuckprop.memory.census import census, untouched
-from tuckprop.plan import CodecChoice, Plan, Select, choose_sites, decide, names_before
+from tuckprop.plan import CodecChoice, Plan, Select, choose_sites, decide, names_before, refuse_converted
 
 
 def convert(
@@ -48,26 +49,49 @@ def convert(
         >>> _ = model(torch.zeros(1, 3, 8, 8))
         >>> model = tuckprop.convert(model, tuckprop.HOSVD(epsilon=0.8))
     """
+    plan = _settle(model, codec, last=last, select=select, pointwise=pointwise)
+    _carry_out(model, plan)
+    _freeze(model, plan.frozen)
+    return model
+
+
+def _settle(
+    model: nn.Module, codec: CodecChoice | Plan, *, last: int | None, select: Select | None, pointwise: bool
+) -> Plan:
+    """Return the plan that the arguments give or ask for, checked against the model."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"convert(model=...): expected a torch.nn.Module, got {type(model).__name__}")
-    plan = codec if isinstance(codec, Plan) else decide(model, codec, last=last, select=select, pointwise=pointwise)
+    if not isinstance(codec, Plan):
+        return decide(model, codec, last=last, select=select, pointwise=pointwise)
+    if last is not None or select is not None or not pointwise:
+        raise ConfigError(
+            "convert: expected a plan alone, got last, select or pointwise besides; a plan has them in it"
+        )
     modules = dict(model.named_modules())
-    for site in plan.sites:
+    refuse_converted(modules)
+    for site in codec.sites:
         module = modules.get(site.name)
         if module is not None:
             load_twins_for(module)
         twin = find_twin(module, site.codec) if module is not None else None
-        if twin is None:
+        if module is None or twin is None:
             found = "nothing" if module is None else f"a {type(module).__name__}"
             raise ConfigError(f"convert: the plan has a {site.kind} at {site.name!r}, the model has {found}")
+        if twin.compresses and (reason := twin.refusal(module) or site.codec.refusal(module)):
+            raise ConfigError(f"convert: the plan has {site.codec!r} at {site.name!r}: {reason}")
+    absent = [name for name in codec.frozen if name not in modules]
+    if absent:
+        raise ConfigError(f"convert: the plan freezes {absent[0]!r}, the model has nothing there")
+    return codec
+
+
+def _carry_out(model: nn.Module, plan: Plan) -> None:
+    modules = dict(model.named_modules())
     for site in plan.sites:
         module = modules[site.name]
         twin = find_twin(module, site.codec)
         assert twin is not None
         become_twin(module, twin, Site(site.name, site.codec))
-    if plan.frozen:
-        _freeze(model, plan.frozen)
-    return model
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -77,18 +101,29 @@ def revert(model: nn.Module) -> nn.Module:
         model: A converted model; a plain one stays as it is.
 
     Returns:
-        `model`.
+        `model`. What was frozen stays in eval mode until the next `model.train()`.
+
+    Raises:
+        ConfigError: A module was parametrized after its conversion.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, Twin) and parametrize.is_parametrized(module):
+            raise ConfigError(
+                f"revert: {name!r} was parametrized after its conversion; call "
+                "torch.nn.utils.parametrize.remove_parametrizations on it first"
+            )
+    _undo(model)
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, _KeepFrozen):
+                _thaw(module, hook)
+    return model
+
+
+def _undo(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Twin):
             become_plain(module)
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if isinstance(hook, _KeepFrozen):
-            del model._forward_pre_hooks[key]
-            parameters = dict(model.named_parameters(remove_duplicate=False))
-            for name in hook.parameters:
-                parameters[name].requires_grad_(True)
-    return model
 
 
 def freeze(model: nn.Module, *, last: int, select: Select | None = None) -> list[str]:
@@ -127,7 +162,9 @@ class _KeepFrozen:
             model.get_submodule(name).training = False
 
 
-def _freeze(model: nn.Module, names: tuple[str, ...]) -> None:
+def _freeze(model: nn.Module, names: tuple[str, ...]) -> _KeepFrozen | None:
+    if not names:
+        return None
     frozen = set(names)
     # Direct parameters of containers (a class token, position embeddings) feed the first layers.
     containers = {name for first in names[-1:] for name in _ancestors(first)} | {""}
@@ -142,6 +179,17 @@ def _freeze(model: nn.Module, names: tuple[str, ...]) -> None:
     keep = _KeepFrozen(names, tuple(stopped))
     model.register_forward_pre_hook(keep)
     keep(model, ())
+    return keep
+
+
+def _thaw(model: nn.Module, keep: _KeepFrozen) -> None:
+    """Undo one `_freeze`."""
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if hook is keep:
+            del model._forward_pre_hooks[key]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in keep.parameters:
+        parameters[name].requires_grad_(True)
 
 
 def _ancestors(name: str) -> list[str]:
@@ -176,18 +224,19 @@ def plan(
     Raises:
         ConfigError: As for `convert`.
     """
-    decided = codec if isinstance(codec, Plan) else decide(model, codec, last=last, select=select, pointwise=pointwise)
+    decided = _settle(model, codec, last=last, select=select, pointwise=pointwise)
     shapes: dict[str, tuple[int, ...]] = {}
     with untouched(model):
         model.train()
-        if decided.frozen:
-            _freeze(model, decided.frozen)
+        keep = _freeze(model, decided.frozen)
         try:
             plain = _held(model, example_input, decided, shapes)
-            convert(model, replace(decided, frozen=()))
+            _carry_out(model, decided)
             packed = _held(model, example_input, decided, shapes)
         finally:
-            revert(model)
+            _undo(model)
+            if keep is not None:
+                _thaw(model, keep)
     sites = tuple(
         replace(
             site,

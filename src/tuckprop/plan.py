@@ -147,9 +147,7 @@ def decide(
     """
     choose = _chooser(codec)
     modules = dict(model.named_modules())
-    converted = next((name for name, module in modules.items() if isinstance(module, Twin)), None)
-    if converted is not None:
-        raise ConfigError(f"convert: the model is converted already (at {converted!r}); call tuckprop.revert first")
+    refuse_converted(modules)
     for module in modules.values():
         load_twins_for(module)
     chosen = choose_sites(model, last=last, select=select)
@@ -171,6 +169,17 @@ def decide(
     return Plan(tuple(sites), tuple(skipped), frozen)
 
 
+def refuse_converted(modules: Mapping[str, nn.Module]) -> None:
+    """Check that no module is converted.
+
+    Raises:
+        ConfigError: One is.
+    """
+    converted = next((name for name, module in modules.items() if isinstance(module, Twin)), None)
+    if converted is not None:
+        raise ConfigError(f"convert: the model is converted already (at {converted!r}); call tuckprop.revert first")
+
+
 def _chooser(codec: CodecChoice) -> Callable[[str], Codec | None]:
     if isinstance(codec, Codec):
         return lambda name: codec
@@ -188,6 +197,8 @@ def _chooser(codec: CodecChoice) -> Callable[[str], Codec | None]:
 
 def _judge(name: str, module: nn.Module, codec: Codec | None, chosen: set[str], pointwise: bool) -> Codec | str | None:
     """Return the codec for a module, or the reason to leave it alone, or None where there is nothing to say."""
+    if isinstance(module, LazyModuleMixin):
+        return "its shape is not known yet; run the model once first"
     compressible = is_compressible(module)
     twin = find_twin(module, codec or Dense())
     if twin is None:
@@ -199,8 +210,6 @@ def _judge(name: str, module: nn.Module, codec: Codec | None, chosen: set[str], 
             return "not among the chosen layers"
         if codec is None:
             return "no pattern of the codec mapping matches its name"
-        if isinstance(module, LazyModuleMixin):
-            return "its shape is not known yet; run the model once first"
         return codec.refusal(module) or codec
     if not pointwise:
         return None
@@ -227,10 +236,11 @@ def choose_sites(model: nn.Module, *, last: int | None = None, select: Select | 
         select: Take those for which `select(name, module)` is true; `last` then counts among them.
 
     Returns:
-        At least one name.
+        The names; empty only where the model has none and nothing is asked of it.
 
     Raises:
-        ConfigError: `last` is no integer from 1 to the number of layers, or `select` is not callable or picks none.
+        ConfigError: `last` is no integer from 1 to the number of layers, `select` is not callable or picks none, or
+            there is no such layer.
     """
     names = {n: m for n, m in model.named_modules() if is_compressible(m)}
     if select is not None:
@@ -245,6 +255,8 @@ def choose_sites(model: nn.Module, *, last: int | None = None, select: Select | 
         names = dict(list(linears.items())[:-1]) if len(convolutions) * 10 < len(linears) else convolutions
     if last is None:
         return list(names)
+    if not names:
+        raise ConfigError(f"convert(last={last!r}): the model has no convolution and no Linear layer to count")
     if isinstance(last, bool) or not isinstance(last, int) or not 1 <= last <= len(names):
         raise ConfigError(
             f"convert(last=...): expected an integer from 1 to {len(names)}, the number of layers, got {last!r}"

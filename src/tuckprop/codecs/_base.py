@@ -1,10 +1,10 @@
 """Where layers and codecs meet: a layer knows its axes, a codec knows its factors, both know `Packed`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Size, Tensor, nn
 
@@ -62,6 +62,16 @@ class Packed(ABC):
         return sum(t.numel() * t.element_size() for t in self.tensors())
 
 
+class Tracker(Protocol):
+    """What a codec remembers at one site; it is copied, pickled and moved with the module."""
+
+    def compress(self, x: Tensor) -> Packed:
+        """Return `x` in the codec's form, with the help of what is remembered."""
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Move or cast every tensor that is remembered."""
+
+
 @dataclass(frozen=True)
 class Codec(ABC):
     """Settings of one way to keep an activation; the instance is the method."""
@@ -75,6 +85,10 @@ class Codec(ABC):
         Raises:
             NotFactorableError: `x` has no such form (NaN, Inf); the caller then keeps `x` itself.
         """
+
+    def tracker(self) -> "Tracker | None":
+        """Return the state that a site carries from step to step, or None for a codec without any."""
+        return None
 
     def worth_trying(self, shape: Size) -> bool:
         """Say whether the form of an activation of this shape can be smaller than the activation."""

@@ -7,6 +7,7 @@ import torch
 from torch import Size, Tensor
 
 from tuckprop.codecs._base import Packed
+from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.linalg.modes import expand
 
 # Shape, factored axes (ascending), and ranks as the paper counts them.
@@ -83,10 +84,16 @@ def in_memory_order(
 
     Returns:
         The packed activation, with the axes of `x`.
+
+    Raises:
+        NotFactorableError: The core does not fit the range of the dtype of `x`; its entries reach the norm of `x`.
     """
     strides = x.stride()
     order = tuple(sorted(range(x.dim()), key=lambda a: (-strides[a], a)))
     core, factors, ranks = factor(x.permute(order).contiguous().to(dtype), order)
     back = [order.index(axis) for axis in range(x.dim())]
     kept = {order[axis]: matrix.to(x.dtype) for axis, matrix in factors.items()}
+    limit = torch.finfo(x.dtype).max
+    if limit < torch.finfo(dtype).max and not bool((core.abs() <= limit).all()):
+        raise NotFactorableError(f"its core is out of the range of {x.dtype}")
     return TuckerPacked(core.to(x.dtype).permute(back), kept, tuple(ranks[axis] for axis in back))

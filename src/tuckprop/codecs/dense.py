@@ -49,6 +49,10 @@ class Dense(Codec):
 
     label = "Dense"
 
+    def worth_trying(self, shape: Size) -> bool:
+        """The activation is no smaller than itself."""
+        return False
+
     def compress(self, x: Tensor) -> Packed:
         """Return `x` itself, wrapped."""
         return DensePacked(x)

@@ -132,7 +132,7 @@ def _joint_is_cheaper(grad: Tensor, windows: dict[int, Tensor]) -> bool:
     one_by_one, share = 0.0, 1.0
     for column, position in sorted(zip(columns, positions, strict=True), key=lambda p: p[0] / p[1]):
         # Small batched products run far below the speed of one large one.
-        one_by_one += share * (6 * column + _MOVE)
+        one_by_one += share * (4 * column + _MOVE)
         share *= column / position
         one_by_one += share * _MOVE
     rows = grad.numel() // max(1, prod(positions))
@@ -145,7 +145,8 @@ def _sum_positions(grad: Tensor, windows: dict[int, Tensor]) -> Tensor:
     if len(windows) > 1 and all_windowed and _joint_is_cheaper(grad, windows):
         joint = grad.new_ones(1, 1)
         for axis in sorted(windows):
-            joint = torch.kron(joint, windows[axis].flatten(1).contiguous())
+            columns = windows[axis].flatten(1)
+            joint = (joint[:, None, :, None] * columns[None, :, None, :]).reshape(len(joint) * len(columns), -1)
         summed = grad.flatten(SPATIAL) @ joint
         split: Tensor = summed.unflatten(-1, [windows[a].shape[1] * windows[a].shape[2] for a in sorted(windows)])
         return split
@@ -209,7 +210,7 @@ def factored_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     for axis, size in enumerate(grad.shape[2:]):
         if SPATIAL + axis in factors:
             columns = geometry.kernel[axis] * factors[SPATIAL + axis].shape[1]
-            sequential += left * (6 * columns + _MOVE) + left * columns / size * _MOVE
+            sequential += left * (4 * columns + _MOVE) + left * columns / size * _MOVE
             left *= columns / size
             joint_columns *= columns
         elif not _spatial_whole(operands, axis, geometry):

@@ -95,7 +95,8 @@ class Geometry:
             return factor[:, None]
         factor = F.pad(factor, (0, 0, zeros, zeros))
         row, column = factor.stride()
-        return factor.as_strided((out_size, k, factor.shape[1]), (stride * row, dilation * row, column))
+        overlapping = factor.as_strided((out_size, k, factor.shape[1]), (stride * row, dilation * row, column))
+        return overlapping.contiguous()  # Matrix products with overlapping rows are slow.
 
 
 def _scatter_rows(factor: Tensor, k: int, stride: int, padding: int, dilation: int, out_size: int) -> Tensor:

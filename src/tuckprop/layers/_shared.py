@@ -1,35 +1,69 @@
 """One tensor that several layers read is packed once."""
 
 from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from tuckprop.codecs import Packed
 
-# The tensor's version and, by codec, its form. An entry lives as long as the tensor itself, which the forms must not
-# keep alive: they are made from a detached alias.
-_forms: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+class Choice(NamedTuple):
+    """What to keep of a tensor.
+
+    Attributes:
+        kept: The packed form, or None where the tensor itself is kept.
+        paper_count: Elements that the codec's paper counts, whichever is kept.
+    """
+
+    kept: Packed | None
+    paper_count: int
 
 
-def shared(x: Tensor, codec: Hashable, compress: Callable[[Tensor], Packed | None]) -> Packed | None:
-    """Return the form of `x` under `codec`: the one made for another layer, if `x` has not changed since, or a new one.
+class _Remembered:
+    """A choice whose tensors live only as long as a graph holds them: what nobody keeps is not kept alive here."""
+
+    def __init__(self, choice: Choice) -> None:
+        self._paper_count = choice.paper_count
+        self._kind: Any = None
+        if choice.kept is not None:
+            self._kind, self._meta = type(choice.kept), choice.kept.meta
+            self._references = [TensorWeakRef(tensor) for tensor in choice.kept.tensors()]
+
+    def recall(self) -> Choice | None:
+        """Return the choice, or None if its tensors are gone."""
+        if self._kind is None:
+            return Choice(None, self._paper_count)
+        tensors = [reference() for reference in self._references]
+        if any(tensor is None for tensor in tensors):
+            return None
+        return Choice(self._kind.rebuild(tensors, self._meta), self._paper_count)
+
+
+# The tensor's version and, by codec, the choice. An entry lives as long as the tensor itself.
+_choices: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def shared(x: Tensor, codec: Hashable, choose: Callable[[Tensor], Choice]) -> Choice:
+    """Return the choice for `x` under `codec`: that made for another layer, if `x` has not changed since, or a new one.
 
     Args:
         x: The activation.
-        codec: What the form depends on besides `x`.
-        compress: Makes the form, or returns None where there is none; called without gradients.
+        codec: What the choice depends on besides `x`.
+        choose: Makes the choice; called without gradients and without autocast.
 
     Returns:
-        The form, or None.
+        The choice.
     """
-    version, forms = _forms.get(x, (-1, {}))
+    version, made = _choices.get(x, (-1, {}))
     if version != x._version:
-        forms = {}
-        _forms[x] = (x._version, forms)
-    if codec not in forms:
-        with torch.no_grad():
-            forms[codec] = compress(x.detach())
-    packed: Packed | None = forms[codec]
-    return packed
+        made = {}
+        _choices[x] = (x._version, made)
+    choice: Choice | None = made[codec].recall() if codec in made else None
+    if choice is None:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            choice = choose(x.detach())
+        made[codec] = _Remembered(choice)
+    return choice

@@ -8,15 +8,15 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Size, Tensor, nn
-from torch._C import _LinAlgError as LinAlgError
 
-from tuckprop.codecs import Codec, Dense, DensePacked, Packed
+from tuckprop.codecs import Codec, Dense, DensePacked, Packed, Tracker
 from tuckprop.errors import ConfigError
-from tuckprop.layers._shared import shared
+from tuckprop.layers._shared import Choice, shared
 from tuckprop.linalg.basis import NotFactorableError
 
 log = logging.getLogger("tuckprop")
@@ -30,29 +30,35 @@ class Site:
         name: Dotted name of the module in the model.
         codec: How the activation is kept.
         fallbacks: How often the plain tensor was kept because the activation had no decomposition.
+        tracker: What the codec carries from step to step, if anything.
     """
 
     name: str
     codec: Codec = field(default_factory=Dense)
     fallbacks: int = 0
+    tracker: Tracker | None = None
+
+    def __post_init__(self) -> None:
+        self.tracker = self.codec.tracker()
 
     def pack(self, x: Tensor) -> Packed:
         """Return what to keep of `x` for backward: the codec's form, or `x` where that is smaller or all there is."""
-        form: Packed | None = None
+        choice = Choice(None, x.numel())
         if may_shrink(self.codec, x.shape):
-            form = shared(x, self.codec, self._compress)
-        packed = form if form is not None and is_smaller(form, x) else DensePacked(x)
-        notify(PackEvent(self, x.shape, x.element_size(), form or packed, packed))
-        return packed
+            choice = shared(x, self.codec, self._choose)
+        kept = DensePacked(x) if choice.kept is None else choice.kept
+        notify(PackEvent(self, x.shape, x.element_size(), choice.paper_count, kept))
+        return kept
 
-    def _compress(self, x: Tensor) -> Packed | None:
+    def _choose(self, x: Tensor) -> Choice:
         try:
-            return self.codec.compress(x)
-        except (NotFactorableError, LinAlgError) as error:
+            form = (self.tracker or self.codec).compress(x)
+        except (NotFactorableError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             if not self.fallbacks:
                 log.warning("%s: the activation is kept as it is, this time: %s", self.name, error)
             self.fallbacks += 1
-            return None
+            return Choice(None, x.numel())
+        return Choice(form if is_smaller(form, x) else None, form.paper_count())
 
 
 def may_shrink(codec: Codec, shape: Size) -> bool:
@@ -62,7 +68,8 @@ def may_shrink(codec: Codec, shape: Size) -> bool:
 
 def is_smaller(packed: Packed, x: Tensor) -> bool:
     """Say whether the packed form is worth keeping: never hold more than plain PyTorch would."""
-    return packed.nbytes < x.numel() * x.element_size()
+    expanded = prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride == 0)
+    return packed.nbytes < x.numel() // expanded * x.element_size()
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,14 @@ class PackEvent:
         site: Where.
         shape: Shape of the activation.
         element_size: Bytes of one element.
-        form: The codec's own form, which its paper counts.
-        kept: What is kept, `form` or the tensor itself.
+        paper_count: Elements that the codec's paper counts for its form, also where the tensor itself is kept.
+        kept: What is kept, the codec's form or the tensor itself.
     """
 
     site: Site
     shape: Size
     element_size: int
-    form: Packed
+    paper_count: int
     kept: Packed
 
 
@@ -115,6 +122,12 @@ class Twin(nn.Module):
     plain: ClassVar[type[nn.Module]]
     compresses: ClassVar[bool] = False
     _site: Site
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Twin":
+        super()._apply(fn, recurse)
+        if self._site.tracker is not None:
+            self._site.tracker.apply(fn)
+        return self
 
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
@@ -189,6 +202,13 @@ def become_plain(module: Twin) -> None:
     """Undo `become_twin`."""
     module.__dict__.pop("_site")
     module.__class__ = module.plain  # type: ignore[assignment]
+
+
+def trains(module: nn.Module, x: Tensor, *parameters: Tensor | None) -> bool:
+    """Say whether a call with input `x` is a training step with a gradient to compute; any other runs the plain op."""
+    ordinary = x.is_floating_point() and x.layout == torch.strided and not x.is_nested and not x.is_meta
+    wanted = any(t is not None and t.requires_grad for t in (x, *parameters))
+    return module.training and torch.is_grad_enabled() and ordinary and wanted and x.numel() > 0
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

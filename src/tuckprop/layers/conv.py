@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.conv import _ConvNd
 
 from tuckprop.codecs import Packed
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
-from tuckprop.layers._twin import Twin, autocast, twin_of
+from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 
 # Computes the plain layer's output from input, weight and bias.
 PlainConvolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -50,7 +50,7 @@ class FactoredConvolution(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, weight and bias."""
         weight, *kept = ctx.saved_tensors
@@ -132,8 +132,7 @@ def factored_convolution(
     Returns:
         The plain layer's output, bit for bit.
     """
-    trains = torch.is_grad_enabled() and module.training and x.numel() > 0 and not x.is_complex()
-    if not trains or not (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+    if not trains(module, x, weight, bias):
         return plain(x, weight, bias)
     if x.dim() == len(geometry.kernel) + 1:
         return factored_convolution(module, x[None], weight, bias, plain, geometry)[0]

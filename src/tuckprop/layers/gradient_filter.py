@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tuckprop.codecs.gradient_filter import GradientFilter, PatchSums
-from tuckprop.layers._twin import PackEvent, autocast, notify, twin_of
+from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._twin import PackEvent, autocast, notify, trains, twin_of
 from tuckprop.layers.conv import FactoredConv2d, PlainConvolution
 
 
@@ -62,14 +62,14 @@ class FilteredConvolution(torch.autograd.Function):
         assert isinstance(codec, GradientFilter)
         rows, columns = module.stride
         sums = codec.patch_sums(x, (y.shape[2], y.shape[3]), (rows, columns))
-        notify(PackEvent(site, x.shape, x.element_size(), sums, sums))
+        notify(PackEvent(site, x.shape, x.element_size(), sums.paper_count(), sums))
         ctx.patch, ctx.dilation, ctx.depthwise = codec.patch, module.dilation, module.groups > 1
         ctx.has_bias, ctx.meta = bias is not None, sums.meta
         ctx.save_for_backward(weight, *(sums.tensors() if ctx.needs_input_grad[1] else ()))
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the filtered gradients of input and weight, and the exact one of the bias."""
         weight, *kept = ctx.saved_tensors
@@ -96,9 +96,7 @@ class FilteredConv2d(FactoredConv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         plain: PlainConvolution = partial(nn.Conv2d._conv_forward, self)
-
-        trains = torch.is_grad_enabled() and self.training and input.numel() > 0
-        if not trains or not (input.requires_grad or weight.requires_grad):
+        if not trains(self, input, weight):
             return plain(input, weight, bias)
         if input.dim() == 3:
             return self._conv_forward(input[None], weight, bias)[0]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tuckprop.codecs import Packed
-from tuckprop.layers._twin import Twin, autocast, twin_of
+from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 from tuckprop.linalg.modes import mode_product
 
 
@@ -30,7 +30,7 @@ class FactoredMatmul(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, weight and bias."""
         weight, *kept = ctx.saved_tensors
@@ -40,7 +40,7 @@ class FactoredMatmul(torch.autograd.Function):
         if needs_weight:
             kind, meta = ctx.packed
             grad_weight = weight_gradient(kind.rebuild(kept, meta), grad)
-        grad_bias = grad.sum(list(range(grad.dim() - 1))) if ctx.has_bias and needs_bias else None
+        grad_bias = grad.sum_to_size(grad.shape[-1:]) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -77,8 +77,7 @@ class FactoredLinear(Twin, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Compute `F.linear`, bit for bit. Shape [l.., i] to [l.., o]."""
         weight, bias = self.weight, self.bias
-        trains = torch.is_grad_enabled() and self.training and input.numel() > 0 and not input.is_complex()
-        if not trains or not (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+        if not trains(self, input, weight, bias):
             return F.linear(input, weight, bias)
         x, weight, bias = autocast(input, weight, bias)
         packed = self._site.pack(x) if weight.requires_grad else None

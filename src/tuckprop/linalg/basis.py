@@ -19,18 +19,23 @@ class Spectrum:
     """The left singular vectors of one unfolding and their energies, leading first.
 
     Attributes:
-        energies: Squared singular values, descending, shape [m], m = min(n, product of the other sizes).
-        vectors: Orthonormal columns, shape [n, m].
-        rank: How many columns reach the threshold that was asked for; a scalar int64 tensor.
+        energies: Squared singular values, descending, shape [m], m = min(n, p) for an unfolding [n, p].
+        rank: How many vectors reach the threshold that was asked for; a scalar int64 tensor.
+        vectors: Eigenvectors of the smaller Gram matrix, as columns, shape [m, m].
+        tall: The unfolding, where it is taller than wide and `vectors` are its right singular vectors; else None.
     """
 
     energies: Tensor
-    vectors: Tensor
     rank: Tensor
+    vectors: Tensor
+    tall: Tensor | None = None
 
     def leading(self, rank: int) -> Tensor:
-        """Return the first `rank` vectors, shape [n, rank], in memory of their own."""
-        return self.vectors[:, :rank].contiguous()
+        """Return the first `rank` left singular vectors, orthonormal columns [n, rank], in memory of their own."""
+        if self.tall is None:
+            return self.vectors[:, :rank].contiguous()
+        # QR, not a division by the singular values: some may be zero.
+        return torch.linalg.qr(self.tall @ self.vectors[:, :rank]).Q.contiguous()
 
 
 def working_dtype(dtype: torch.dtype, epsilon: float) -> torch.dtype:
@@ -77,11 +82,8 @@ def spectrum(x: Tensor, mode: int, epsilon: float) -> Spectrum:
     check_energy(float(gram.trace()), x)
     energies, vectors = torch.linalg.eigh(gram)
     energies, vectors = energies.flip(0), vectors.flip(1)
-    if tall is not None:
-        # QR, not a division by the singular values: some may be zero.
-        vectors = torch.linalg.qr(tall @ vectors).Q
     if epsilon >= 1:
         rank = torch.tensor(min(size, rest), device=x.device)
     else:
         rank = explained_variance_rank(energies, epsilon)
-    return Spectrum(energies, vectors, rank)
+    return Spectrum(energies, rank, vectors, tall)

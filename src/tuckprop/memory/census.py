@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from tuckprop.errors import ConfigError
 
 
 class _Births(TorchDispatchMode):
@@ -104,9 +107,18 @@ def census(model: nn.Module) -> Iterator[Census]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put gradients, buffers, training flags and the random state back, as they were, on leaving."""
+    """Put gradients, buffers, training flags and the random state back, as they were, on leaving.
+
+    Raises:
+        ConfigError: A lazy module of the model has no shape yet.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ConfigError(f"expected a model that has been run once, got one whose {name!r} has no shape yet")
     gradients = [(p, p.grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    buffers = [
+        (m, name, b, b.detach().clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None
+    ]
     flags = [(m, m.training) for m in model.modules()]
     devices = {p.device for p in model.parameters()} - {torch.device("cpu")}
     for parameter, _ in gradients:
@@ -118,7 +130,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():
-            for buffer, value in buffers:
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer  # A forward may have put another tensor in its place.
                 buffer.copy_(value)
         for module, flag in flags:
             module.training = flag

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tuckprop.errors import ConfigError
@@ -42,7 +43,7 @@ class PaperCounter:
     def __enter__(self) -> "PaperCounter":
         self._context.enter_context(observe(self._on_pack))
         for module in self._plain:
-            self._context.callback(module.register_forward_pre_hook(self._on_plain).remove)
+            self._context.callback(module.register_forward_pre_hook(self._on_plain, with_kwargs=True).remove)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -50,11 +51,11 @@ class PaperCounter:
 
     def _on_pack(self, event: PackEvent) -> None:
         if id(event.site) in self._counted:
-            self._bytes += event.form.paper_count() * event.element_size
+            self._bytes += event.paper_count * event.element_size
 
-    def _on_plain(self, module: nn.Module, args: Any) -> None:
-        x = args[0]
-        if isinstance(x, Tensor) and module.training:
+    def _on_plain(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        x = next(iter((*args, *kwargs.values())), None)
+        if isinstance(x, Tensor) and module.training and torch.is_grad_enabled():
             self._bytes += x.numel() * x.element_size()
 
     def take(self) -> int:

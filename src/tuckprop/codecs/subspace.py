@@ -1,0 +1,164 @@
+"""Tracked subspaces: project on the bases of earlier steps, decompose again only when they miss too much energy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+
+from torch import Tensor
+
+from tuckprop.codecs._base import Codec, Packed, codecs
+from tuckprop.codecs._tucker import in_memory_order
+from tuckprop.codecs.hosvd import check_epsilon
+from tuckprop.errors import ConfigError
+from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
+from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.tucker import modes_worth_factoring, project
+
+# A core this many times smaller than the activation is not worth a decomposition of its batch mode.
+_SMALL = 256
+
+# An activation's sizes without the batch: bases of images of different sizes are kept apart.
+_Key = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Orthonormal bases of one site for one activation size.
+
+    Attributes:
+        factors: Axis to basis [n, k]; replaced, never changed in place, as a graph may still hold them.
+        ranks: Rank of every axis but the batch, also of axes left whole.
+        lost: Share of the energy that was lost when the bases were computed.
+        age: Activations packed with them since.
+    """
+
+    factors: dict[int, Tensor]
+    ranks: dict[int, int]
+    lost: float
+    age: int = 0
+
+
+@dataclass
+class SubspaceTracker:
+    """The bases of one site, and how to move them.
+
+    Attributes:
+        epsilon: Share of the energy that each mode keeps when bases are computed.
+        slack: Bases are used while the lost share of energy is at most `1 + slack` times that at their computation.
+        horizon: Bases are computed anew after this many uses, so that ranks can fall again.
+        bases: By activation size.
+        refreshes: How often bases were computed.
+        uses: How often an activation was packed.
+    """
+
+    epsilon: float
+    slack: float
+    horizon: int
+    bases: dict[_Key, Bases] = field(default_factory=dict)
+    refreshes: int = 0
+    uses: int = 0
+
+    def compress(self, x: Tensor) -> Packed:
+        """Return core and factors of `x`; raises NotFactorableError where `x` is not finite, and then keeps its bases."""
+        return in_memory_order(x, working_dtype(x.dtype, self.epsilon), self._factor)
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Move or cast every basis, as `Module._apply` does with parameters."""
+        for key, known in self.bases.items():
+            moved = {axis: function(basis) for axis, basis in known.factors.items()}
+            self.bases[key] = Bases(moved, known.ranks, known.lost, known.age)
+
+    def _factor(self, y: Tensor, order: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
+        energy = _energy(y)
+        check_energy(energy, y)
+        self.uses += 1
+        key = tuple(y.shape[order.index(axis)] for axis in range(1, y.dim()))
+        known = self.bases.get(key)
+        core = None
+        if known is not None and known.age < self.horizon:
+            core = project(y, {order.index(axis): basis.to(y) for axis, basis in known.factors.items()})
+            if energy and not self._fits(1 - _energy(core) / energy, known.lost):
+                core = None
+        if known is None or core is None:
+            known, core = self._refresh(y, order, energy)
+        self.bases[key] = Bases(known.factors, known.ranks, known.lost, known.age + 1)
+        factors = {order.index(axis): basis.to(y) for axis, basis in known.factors.items()}
+        core, batch = self._factor_batch(core, order.index(0), y.numel())
+        factors |= batch
+        rank = core.shape[order.index(0)]
+        return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
+
+    def _fits(self, lost: float, expected: float) -> bool:
+        """Say whether bases still do what they did when they were computed, neither worse nor needlessly better."""
+        # Below this share a change is noise.
+        least = 0.05 * (1 - self.epsilon)
+        return lost <= (1 + self.slack) * max(expected, least) and (1 + self.slack) * max(lost, least) >= expected
+
+    def _factor_batch(self, core: Tensor, mode: int, elements: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """Factor the batch mode of the core, at a share of the core's energy that adds little to what is lost."""
+        size, rest = core.shape[mode], core.numel() // core.shape[mode]
+        if size == 1 or rest == 1 or core.numel() * _SMALL < elements:
+            return core, {}
+        found = spectrum(core, mode, 1 - (1 - self.epsilon) / 3)
+        rank = int(found.rank)
+        if rank * (size + rest) >= core.numel():
+            return core, {}
+        basis = found.leading(rank)
+        return mode_product(core, basis, mode), {mode: basis}
+
+    def _refresh(self, y: Tensor, order: tuple[int, ...], energy: float) -> tuple[Bases, Tensor]:
+        self.refreshes += 1
+        modes = [mode for mode, axis in enumerate(order) if axis != 0 and y.shape[mode] > 1]
+        spectra = {mode: spectrum(y, mode, self.epsilon) for mode in modes}
+        ranks = [int(spectra[m].rank) if m in spectra else y.shape[m] for m in range(y.dim())]
+        factors = {mode: spectra[mode].leading(ranks[mode]) for mode in modes_worth_factoring(y.shape, ranks)}
+        core = project(y, factors)
+        lost = max(0.0, 1 - _energy(core) / energy) if energy else 0.0
+        by_axis = {order[mode]: basis for mode, basis in factors.items()}
+        counted = {order[mode]: ranks[mode] for mode in range(y.dim()) if order[mode] != 0}
+        return Bases(by_axis, counted, lost), core
+
+
+def _energy(x: Tensor) -> float:
+    flat = x.reshape(prod(x.shape))
+    return float(flat.dot(flat))
+
+
+@codecs.register("subspace")
+@dataclass(frozen=True)
+class Subspace(Codec):
+    """Tracked subspaces: every mode but the batch is projected on a basis that is kept from step to step.
+
+    Bases are computed as HOSVD computes them, and used for later activations as long as they lose at most `1 + slack`
+    times the share of energy that they lost on the activation they were computed from; the loss is read off the core
+    (`|A - A'|^2 = |A|^2 - |S|^2`), before anything is stored, so the bound holds for every stored tensor. The batch mode
+    is whole: a basis of other samples says nothing about these.
+
+    Attributes:
+        epsilon: Share of the energy that each mode keeps when bases are computed, in (0, 1].
+        slack: How much more may be lost before bases are computed anew, at least 0.
+        horizon: Compute bases anew after this many uses, at least 1.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    epsilon: float = 0.8
+    slack: float = 0.25
+    horizon: int = 100
+    label = "Subspace"
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon, "Subspace")
+        if not self.slack >= 0:
+            raise ConfigError(f"Subspace(slack=...): expected a number of at least 0, got {self.slack!r}")
+        if isinstance(self.horizon, bool) or not isinstance(self.horizon, int) or self.horizon < 1:
+            raise ConfigError(f"Subspace(horizon=...): expected an integer of at least 1, got {self.horizon!r}")
+
+    def tracker(self) -> SubspaceTracker:
+        """Return the state of one site, without bases yet."""
+        return SubspaceTracker(self.epsilon, self.slack, self.horizon)
+
+    def compress(self, x: Tensor) -> Packed:
+        """Return core and factors of `x` with bases of its own, as for a site's first activation."""
+        return self.tracker().compress(x)
