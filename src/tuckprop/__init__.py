@@ -1,14 +1,16 @@
 """tuckprop: PyTorch training in little memory, by keeping activations in factored form."""
 
 from tuckprop import errors
-from tuckprop.codecs import HOSVD, SVD, Dense, GradientFilter, Subspace
-from tuckprop.convert import convert, freeze, plan, revert
+from tuckprop.codecs import ASI, HOSVD, SVD, Dense, GradientFilter, Subspace
+from tuckprop.convert import convert, freeze, revert
+from tuckprop.forecast import plan
 from tuckprop.memory import MemoryReport, measure
 from tuckprop.plan import Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ASI",
     "HOSVD",
     "SVD",
     "Dense",

@@ -1,18 +1,13 @@
-"""Carry a plan out, undo it, and say beforehand what it would save."""
+"""Carry a plan out, and undo it."""
 
-import warnings
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
-from tuckprop.errors import ConfigError, TuckpropWarning
+from tuckprop.errors import ConfigError
 from tuckprop.layers import Site, Twin, find_twin, load_twins_for
 from tuckprop.layers._twin import become_plain, become_twin
-from tuckprop.memory.census import census, untouched
 from tuckprop.plan import CodecChoice, Plan, Select, choose_sites, decide, names_before, refuse_converted
 
 
@@ -49,13 +44,13 @@ def convert(
         >>> _ = model(torch.zeros(1, 3, 8, 8))
         >>> model = tuckprop.convert(model, tuckprop.HOSVD(epsilon=0.8))
     """
-    plan = _settle(model, codec, last=last, select=select, pointwise=pointwise)
-    _carry_out(model, plan)
-    _freeze(model, plan.frozen)
+    plan = settle(model, codec, last=last, select=select, pointwise=pointwise)
+    carry_out(model, plan)
+    keep_frozen(model, plan.frozen)
     return model
 
 
-def _settle(
+def settle(
     model: nn.Module, codec: CodecChoice | Plan, *, last: int | None, select: Select | None, pointwise: bool
 ) -> Plan:
     """Return the plan that the arguments give or ask for, checked against the model."""
@@ -85,7 +80,12 @@ def _settle(
     return codec
 
 
-def _carry_out(model: nn.Module, plan: Plan) -> None:
+def carry_out(model: nn.Module, plan: Plan) -> None:
+    """Give every site of the plan its twin, in place.
+
+    Raises:
+        ConfigError: The plan does not fit the model.
+    """
     modules = dict(model.named_modules())
     for site in plan.sites:
         module = modules[site.name]
@@ -112,15 +112,16 @@ def revert(model: nn.Module) -> nn.Module:
                 f"revert: {name!r} was parametrized after its conversion; call "
                 "torch.nn.utils.parametrize.remove_parametrizations on it first"
             )
-    _undo(model)
+    unconvert(model)
     for module in model.modules():
         for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, _KeepFrozen):
-                _thaw(module, hook)
+            if isinstance(hook, KeepFrozen):
+                thaw(module, hook)
     return model
 
 
-def _undo(model: nn.Module) -> None:
+def unconvert(model: nn.Module) -> None:
+    """Give every module its plain class back; what is frozen stays frozen."""
     for module in model.modules():
         if isinstance(module, Twin):
             become_plain(module)
@@ -141,11 +142,11 @@ def freeze(model: nn.Module, *, last: int, select: Select | None = None) -> list
         ConfigError: `last` or `select` is wrong.
     """
     sites = choose_sites(model, last=last, select=select)
-    _freeze(model, names_before(model, sites[0]))
+    keep_frozen(model, names_before(model, sites[0]))
     return sites
 
 
-class _KeepFrozen:
+class KeepFrozen:
     """A forward pre-hook that keeps frozen modules in eval mode, whatever `model.train()` says.
 
     Attributes:
@@ -162,7 +163,8 @@ class _KeepFrozen:
             model.get_submodule(name).training = False
 
 
-def _freeze(model: nn.Module, names: tuple[str, ...]) -> _KeepFrozen | None:
+def keep_frozen(model: nn.Module, names: tuple[str, ...]) -> "KeepFrozen | None":
+    """Freeze modules by name and keep them in eval mode until `revert`; return the hook, for `thaw`."""
     if not names:
         return None
     frozen = set(names)
@@ -176,13 +178,13 @@ def _freeze(model: nn.Module, names: tuple[str, ...]) -> _KeepFrozen | None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in stopped:
         parameters[name].requires_grad_(False)
-    keep = _KeepFrozen(names, tuple(stopped))
+    keep = KeepFrozen(names, tuple(stopped))
     model.register_forward_pre_hook(keep)
     keep(model, ())
     return keep
 
 
-def _thaw(model: nn.Module, keep: _KeepFrozen) -> None:
+def thaw(model: nn.Module, keep: KeepFrozen) -> None:
     """Undo one `_freeze`."""
     for key, hook in list(model._forward_pre_hooks.items()):
         if hook is keep:
@@ -195,90 +197,3 @@ def _thaw(model: nn.Module, keep: _KeepFrozen) -> None:
 def _ancestors(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-
-def plan(
-    model: nn.Module,
-    example_input: Any,
-    codec: CodecChoice | Plan,
-    *,
-    last: int | None = None,
-    select: Select | None = None,
-    pointwise: bool = True,
-) -> Plan:
-    """Say what `convert` would do and save, by one plain and one converted forward; the model is left as it was.
-
-    Args:
-        model: Any model, not converted.
-        example_input: A batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments.
-            Bytes are for this batch; where the plain model does not fit, a smaller batch will do.
-        codec: As for `convert`, like the other arguments.
-        last: As for `convert`.
-        select: As for `convert`.
-        pointwise: As for `convert`.
-
-    Returns:
-        The plan, with shapes and bytes; `convert(model, plan)` carries it out. Warns (TuckpropWarning) where it would
-        save less than 5%.
-
-    Raises:
-        ConfigError: As for `convert`.
-    """
-    decided = _settle(model, codec, last=last, select=select, pointwise=pointwise)
-    shapes: dict[str, tuple[int, ...]] = {}
-    with untouched(model):
-        model.train()
-        keep = _freeze(model, decided.frozen)
-        try:
-            plain = _held(model, example_input, decided, shapes)
-            _carry_out(model, decided)
-            packed = _held(model, example_input, decided, shapes)
-        finally:
-            _undo(model)
-            if keep is not None:
-                _thaw(model, keep)
-    sites = tuple(
-        replace(
-            site,
-            input_shape=shapes.get(site.name),
-            plain_bytes=plain.get(site.name, 0),
-            predicted_bytes=packed.get(site.name, 0),
-        )
-        for site in decided.sites
-    )
-    held, kept = sum(plain.values()), sum(packed.values())
-    if kept > 0.95 * held:
-        warnings.warn(
-            f"this conversion holds {kept / 2**20:.2f} MiB for backward, the plain model {held / 2**20:.2f} MiB: it "
-            "saves under 5%. print(plan) shows where the bytes are.",
-            TuckpropWarning,
-            stacklevel=2,
-        )
-    return replace(decided, sites=sites)
-
-
-def _held(model: nn.Module, example: Any, decided: Plan, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Run one forward; return held bytes by module and note the input shapes of the plan's sites."""
-    modules = dict(model.named_modules())
-    handles = []
-    for site in decided.sites:
-
-        def note(module: nn.Module, args: Any, name: str = site.name) -> None:
-            if args and isinstance(args[0], Tensor):
-                shapes[name] = tuple(args[0].shape)
-
-        handles.append(modules[site.name].register_forward_pre_hook(note))
-    try:
-        with torch.enable_grad(), census(model) as counted:
-            if isinstance(example, Mapping):
-                output = model(**example)
-            elif isinstance(example, (tuple, list)):
-                output = model(*example)
-            else:
-                output = model(example)
-            held = counted.by_module()
-            del output
-        return held
-    finally:
-        for handle in handles:
-            handle.remove()

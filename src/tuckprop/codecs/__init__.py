@@ -1,10 +1,23 @@
 """Ways to keep an activation: one file a method, each a frozen config and the form it packs into."""
 
 from tuckprop.codecs._base import Codec, Packed, Tracker, codecs
+from tuckprop.codecs.asi import ASI
 from tuckprop.codecs.dense import Dense, DensePacked
 from tuckprop.codecs.gradient_filter import GradientFilter
 from tuckprop.codecs.hosvd import HOSVD
 from tuckprop.codecs.subspace import Subspace
 from tuckprop.codecs.svd import SVD
 
-__all__ = ["HOSVD", "SVD", "Codec", "Dense", "DensePacked", "GradientFilter", "Packed", "Subspace", "Tracker", "codecs"]
+__all__ = [
+    "ASI",
+    "HOSVD",
+    "SVD",
+    "Codec",
+    "Dense",
+    "DensePacked",
+    "GradientFilter",
+    "Packed",
+    "Subspace",
+    "Tracker",
+    "codecs",
+]

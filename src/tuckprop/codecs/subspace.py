@@ -59,7 +59,7 @@ class SubspaceTracker:
     uses: int = 0
 
     def compress(self, x: Tensor) -> Packed:
-        """Return core and factors of `x`; raises NotFactorableError where `x` is not finite, and then keeps its bases."""
+        """Return core and factors of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
         return in_memory_order(x, working_dtype(x.dtype, self.epsilon), self._factor)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -129,10 +129,11 @@ def _energy(x: Tensor) -> float:
 class Subspace(Codec):
     """Tracked subspaces: every mode but the batch is projected on a basis that is kept from step to step.
 
-    Bases are computed as HOSVD computes them, and used for later activations as long as they lose at most `1 + slack`
-    times the share of energy that they lost on the activation they were computed from; the loss is read off the core
-    (`|A - A'|^2 = |A|^2 - |S|^2`), before anything is stored, so the bound holds for every stored tensor. The batch mode
-    is whole: a basis of other samples says nothing about these.
+    Bases are computed as HOSVD computes them, and used for later activations as long as the share of energy that they
+    lose is within a factor `1 + slack` of what they lost on the activation they were computed from. The loss is read
+    off the core (`|A - A'|^2 = |A|^2 - |S|^2`) before anything is stored, so every stored tensor obeys the bound. The batch
+    mode is not tracked, as a basis of other samples says nothing about these: where it saves bytes, it is factored in
+    the small core of each step, at a share `1 - (1 - epsilon) / 3` of the core's energy.
 
     Attributes:
         epsilon: Share of the energy that each mode keeps when bases are computed, in (0, 1].

@@ -123,6 +123,10 @@ class Twin(nn.Module):
     compresses: ClassVar[bool] = False
     _site: Site
 
+    def weight_gradient(self, packed: Packed, grad: Tensor) -> Tensor:
+        """Return the weight's gradient for an input in packed form and a gradient of the output; where `compresses`."""
+        raise NotImplementedError
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Twin":
         super()._apply(fn, recurse)
         if self._site.tracker is not None:

@@ -145,9 +145,16 @@ def factored_convolution(
 class _Convolution(Twin, _ConvNd):
     compresses = True
 
+    @property
+    def _geometry(self) -> Geometry:
+        return _geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+
+    def weight_gradient(self, packed: Packed, grad: Tensor) -> Tensor:
+        """Return the weight's gradient for an input in packed form and a gradient [b, o, m..] of the output."""
+        return weight_gradient(packed, grad, self.weight, self._geometry)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        geometry = _geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        return factored_convolution(self, input, weight, bias, super()._conv_forward, geometry)
+        return factored_convolution(self, input, weight, bias, super()._conv_forward, self._geometry)
 
 
 @twin_of(nn.Conv1d)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from tuckprop.codecs import Packed
+from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._twin import Twin, twin_of
 from tuckprop.layers.conv import factored_convolution
@@ -16,26 +18,35 @@ class _TransposedConvolution(Twin, _ConvTransposeNd):
     compresses = True
     _functional: ClassVar[Callable[..., Tensor]]
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Compute the plain layer's output; see `torch.nn.ConvTranspose2d`."""
-        sizes = [
-            list(v) for v in (self.stride, self.padding, self.kernel_size, self.dilation) if not isinstance(v, str)
-        ]
-        stride, padding, kernel, dilation = sizes
-        extra = tuple(self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation))
-        geometry = Geometry(
+    def _sizes(self) -> list[list[int]]:
+        given = (self.stride, self.padding, self.kernel_size, self.dilation)
+        return [list(sizes) for sizes in given if not isinstance(sizes, str)]
+
+    def _geometry(self, output_padding: tuple[int, ...]) -> Geometry:
+        pairs = tuple((p, p) for p in self._sizes()[1])
+        return Geometry(
             self.kernel_size,
             self.stride,
-            tuple((p, p) for p in padding),
+            pairs,
             self.dilation,
             self.groups,
             transposed=True,
-            output_padding=extra,
+            output_padding=output_padding,
         )
+
+    def weight_gradient(self, packed: Packed, grad: Tensor) -> Tensor:
+        """Return the weight's gradient for an input in packed form and a gradient [b, o, m..] of the output."""
+        return weight_gradient(packed, grad, self.weight, self._geometry(self.output_padding))
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Compute the plain layer's output; see `torch.nn.ConvTranspose2d`."""
+        stride, padding, kernel, dilation = self._sizes()
+        extra = tuple(self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation))
 
         def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return type(self)._functional(x, weight, bias, self.stride, self.padding, extra, self.groups, self.dilation)
 
+        geometry = self._geometry(extra)
         return factored_convolution(self, input, self.weight, self.bias, plain, geometry)
 
 

@@ -83,3 +83,7 @@ class FactoredLinear(Twin, nn.Linear):
         packed = self._site.pack(x) if weight.requires_grad else None
         result: Tensor = FactoredMatmul.apply(x, weight, bias, packed)
         return result
+
+    def weight_gradient(self, packed: Packed, grad: Tensor) -> Tensor:
+        """Return the weight's gradient for an input in packed form and a gradient [l.., o] of the output."""
+        return weight_gradient(packed, grad)

@@ -1,0 +1,98 @@
+"""ASI: one step of warm-started subspace iteration a training step, at fixed ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tuckprop.codecs._base import Codec, Packed, codecs
+from tuckprop.codecs._tucker import in_memory_order
+from tuckprop.errors import ConfigError
+from tuckprop.linalg.basis import check_energy, working_dtype
+from tuckprop.linalg.iteration import iterate
+from tuckprop.linalg.tucker import project
+
+# The seed of the published code, here of a generator of our own.
+_SEED = 233
+
+
+@dataclass
+class IterationTracker:
+    """The bases of one site.
+
+    Attributes:
+        ranks: One a mode; the last serves all further modes.
+        bases: By shape of the activation, then by axis: orthonormal, [n, k].
+    """
+
+    ranks: tuple[int, ...]
+    bases: dict[tuple[int, ...], dict[int, Tensor]] = field(default_factory=dict)
+
+    def compress(self, x: Tensor) -> Packed:
+        """Return core and factors of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
+        return in_memory_order(x, working_dtype(x.dtype, 0.5), self._factor)
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Move or cast every basis, as `Module._apply` does with parameters."""
+        self.bases = {
+            shape: {axis: function(basis) for axis, basis in known.items()} for shape, known in self.bases.items()
+        }
+
+    def _factor(self, y: Tensor, order: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
+        flat = y.flatten()
+        check_energy(float(flat.dot(flat)), y)
+        shape = tuple(y.shape[order.index(axis)] for axis in range(y.dim()))
+        known = self.bases.get(shape, {})
+        moved: dict[int, Tensor] = {}
+        for mode, axis in enumerate(order):
+            size = y.shape[mode]
+            rank = min(self.ranks[min(axis, len(self.ranks) - 1)], size, y.numel() // size)
+            basis = known.get(axis)
+            start = _random(size, rank, y) if basis is None else basis.to(y)
+            moved[axis] = iterate(y, start, mode)
+        self.bases[shape] = moved
+        factors = {order.index(axis): basis for axis, basis in moved.items()}
+        return project(y, factors), factors, tuple(moved[axis].shape[1] for axis in order)
+
+
+def _random(size: int, rank: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(_SEED)
+    return torch.randn(size, rank, generator=generator, dtype=torch.float32).to(like)
+
+
+@codecs.register("asi")
+@dataclass(frozen=True)
+class ASI(Codec):
+    """Tucker form at fixed ranks; every mode's basis takes one step of subspace iteration from that of the last step.
+
+    Fixed ranks make the memory constant. `tuckprop.plan(..., codec=ASI(), budget=...)` chooses each layer's ranks, as
+    published, from the ranks that HOSVD has on a calibration batch.
+
+    Attributes:
+        ranks: One a mode (batch, channels, height, width), at least 1; the last serves all further modes, and each is
+            cut to what the activation's size allows.
+
+    Raises:
+        ConfigError: `ranks` is empty or has a value below 1.
+
+    Source: Nguyen et al., "Beyond Low-rank Decomposition: A Shortcut Approach for Efficient On-Device Learning", ICML
+    2025. A batch size that changes starts a basis of its own.
+    """
+
+    ranks: tuple[int, ...] = (4, 16, 4, 4)
+    label = "ASI"
+
+    def __post_init__(self) -> None:
+        ranks = tuple(self.ranks) if isinstance(self.ranks, (tuple, list)) else ()
+        if not ranks or any(isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 for rank in ranks):
+            raise ConfigError(f"ASI(ranks=...): expected integers of at least 1, one a mode, got {self.ranks!r}")
+        object.__setattr__(self, "ranks", ranks)
+
+    def tracker(self) -> IterationTracker:
+        """Return the state of one site, without bases yet."""
+        return IterationTracker(self.ranks)
+
+    def compress(self, x: Tensor) -> Packed:
+        """Return core and factors of `x` after one step from random bases, as for a site's first activation."""
+        return self.tracker().compress(x)

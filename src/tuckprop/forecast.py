@@ -1,0 +1,165 @@
+"""Say beforehand what a conversion would save, and choose settings that meet a byte budget."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuckprop.budget import Option, allocate, example_loss, parse_bytes, tabulate
+from tuckprop.codecs import Codec, Dense
+from tuckprop.convert import carry_out, keep_frozen, settle, thaw, unconvert
+from tuckprop.errors import ConfigError, TuckpropWarning
+from tuckprop.memory.census import census, untouched
+from tuckprop.plan import CodecChoice, Plan, Select, is_compressible
+
+
+def plan(
+    model: nn.Module,
+    example_input: Any,
+    codec: CodecChoice | Plan,
+    *,
+    last: int | None = None,
+    select: Select | None = None,
+    pointwise: bool = True,
+    budget: int | str | None = None,
+    loss_fn: Callable[[Any], Tensor] | None = None,
+) -> Plan:
+    """Say what `convert` would do and save, by one plain and one converted forward; the model is left as it was.
+
+    Args:
+        model: Any model, not converted.
+        example_input: A batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments.
+            Bytes are for this batch; where the plain model does not fit, a smaller batch will do.
+        codec: As for `convert`, like the other arguments.
+        last: As for `convert`.
+        select: As for `convert`.
+        pointwise: As for `convert`.
+        budget: Bytes that the whole model may hold for backward on this batch, as a number or a text such as "64MB".
+            Each convolution's and Linear layer's epsilon (for ASI: ranks) is then chosen so that the weight gradients
+            lose least, by a table measured on this batch; a single `codec` says of what kind.
+        loss_fn: Takes the model's output and returns the scalar loss to measure gradients with; only for a budget. The
+            default draws labels from the model's own prediction.
+
+    Returns:
+        The plan, with shapes and bytes; `convert(model, plan)` carries it out. Warns (TuckpropWarning) where it would
+        save less than 5%.
+
+    Raises:
+        ConfigError: As for `convert`; also if the budget is unreadable or too small.
+    """
+    decided = settle(model, codec, last=last, select=select, pointwise=pointwise)
+    shapes: dict[str, tuple[int, ...]] = {}
+    with untouched(model):
+        model.train()
+        keep = keep_frozen(model, decided.frozen)
+        try:
+            plain = _held(model, example_input, decided, shapes)
+            if budget is not None:
+                decided = _within(model, example_input, codec, decided, parse_bytes(budget), loss_fn or example_loss)
+            packed = _held_converted(model, example_input, decided)
+        finally:
+            unconvert(model)
+            if keep is not None:
+                thaw(model, keep)
+    sites = tuple(
+        replace(
+            site,
+            input_shape=shapes.get(site.name),
+            plain_bytes=plain.get(site.name, 0),
+            predicted_bytes=packed.get(site.name, 0),
+        )
+        for site in decided.sites
+    )
+    held, kept = sum(plain.values()), sum(packed.values())
+    if kept > 0.95 * held:
+        warnings.warn(
+            f"this conversion holds {kept / 2**20:.2f} MiB for backward, the plain model {held / 2**20:.2f} MiB: it "
+            "saves under 5%. print(plan) shows where the bytes are.",
+            TuckpropWarning,
+            stacklevel=2,
+        )
+    return replace(decided, sites=sites)
+
+
+def _held(model: nn.Module, example: Any, decided: Plan, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Run one forward; return held bytes by module and note the input shapes of the plan's sites."""
+    modules = dict(model.named_modules())
+    handles = []
+    for site in decided.sites:
+
+        def note(module: nn.Module, args: Any, name: str = site.name) -> None:
+            if args and isinstance(args[0], Tensor):
+                shapes[name] = tuple(args[0].shape)
+
+        handles.append(modules[site.name].register_forward_pre_hook(note))
+    try:
+        with torch.enable_grad(), census(model) as counted:
+            output = _run(model, example)
+            held = counted.by_module()
+            del output
+        return held
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _held_converted(model: nn.Module, example: Any, decided: Plan) -> dict[str, int]:
+    """Return held bytes by module with the plan carried out; only classes are put back afterwards."""
+    carry_out(model, decided)
+    try:
+        return _held(model, example, decided, {})
+    finally:
+        unconvert(model)
+
+
+def _within(
+    model: nn.Module, example: Any, codec: object, decided: Plan, budget: int, loss_fn: Callable[[Any], Tensor]
+) -> Plan:
+    """Return the plan with each compressed site's codec set so that the model holds about `budget` bytes."""
+    if not isinstance(codec, Codec):
+        raise ConfigError(
+            "plan(budget=...): expected a single codec config to set, such as Subspace(), got a mapping or a plan"
+        )
+    sites = [s.name for s in decided.sites if is_compressible(model.get_submodule(s.name))]
+    exact = _with_codecs(decided, dict.fromkeys(sites, Dense()))
+    carry_out(model, exact)
+    try:
+        tables = tabulate(model, codec, sites, lambda: loss_fn(_run(model, example)))
+    finally:
+        unconvert(model)
+    smallest = {name: min(options, key=lambda o: o.nbytes) for name, options in tables.items()}
+    rest = sum(_held_converted(model, example, _with_options(decided, smallest)).values())
+    rest -= sum(option.nbytes for option in smallest.values())
+    if rest + sum(option.nbytes for option in smallest.values()) > budget:
+        least = rest + sum(option.nbytes for option in smallest.values())
+        raise ConfigError(
+            f"plan(budget=...): {budget} bytes are too few; this model on this batch holds at least {least}"
+        )
+    chosen = decided
+    # Sites that share a tensor hold it once, so what the sum says is corrected by what is measured.
+    for _ in range(4):
+        chosen = _with_options(decided, allocate(tables, budget - rest))
+        held = sum(_held_converted(model, example, chosen).values())
+        if 0.95 * budget <= held <= budget:
+            break
+        rest = min(rest + held - budget, budget - sum(option.nbytes for option in smallest.values()))
+    return chosen
+
+
+def _with_options(plan: Plan, options: Mapping[str, Option]) -> Plan:
+    return _with_codecs(plan, {name: option.codec if option.error else Dense() for name, option in options.items()})
+
+
+def _with_codecs(plan: Plan, codecs: Mapping[str, Codec]) -> Plan:
+    return replace(plan, sites=tuple(replace(s, codec=codecs.get(s.name, s.codec)) for s in plan.sites))
+
+
+def _run(model: nn.Module, example: Any) -> Any:
+    if isinstance(example, Mapping):
+        return model(**example)
+    if isinstance(example, (tuple, list)):
+        return model(*example)
+    return model(example)
