@@ -1,0 +1,132 @@
+"""What the benchmarks compare: networks at their sizes, and ways to train them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import tuckprop
+from tuckprop.data import load
+from tuckprop.zoo import build, load_weights
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as it is benchmarked.
+
+    Attributes:
+        name: Name in the zoo.
+        batch: Images a step.
+        resolution: Pixels a side.
+        frozen_statistics: Batch norm in eval mode.
+    """
+
+    name: str
+    batch: int = 32
+    resolution: int = 128
+    frozen_statistics: bool = False
+
+
+NETWORKS = {
+    "mcunet": Network("mcunet"),
+    "mobilenetv2": Network("timm:mobilenetv2_100"),
+    "mobilenetv2-eval-bn": Network("timm:mobilenetv2_100", frozen_statistics=True),
+    "resnet18": Network("timm:resnet18"),
+    "resnet34": Network("timm:resnet34"),
+    "swin-t": Network("timm:swin_tiny_patch4_window7_224", batch=4, resolution=224),
+}
+
+
+def _checkpointed(model: nn.Module) -> nn.Module:
+    if hasattr(model, "set_grad_checkpointing"):
+        model.set_grad_checkpointing(True)
+        return model
+    for block in model.get_submodule("blocks").children():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    return model
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
+def _bfloat16() -> AbstractContextManager[object]:
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train: what is done to the model once, and around each forward."""
+
+    prepare: Callable[[nn.Module], nn.Module] = _as_it_is
+    around_forward: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+METHODS = {
+    "plain": Method(),
+    "checkpoint": Method(_checkpointed),
+    "bf16": Method(around_forward=_bfloat16),
+    "dense": Method(lambda model: tuckprop.convert(model, tuckprop.Dense())),
+    "hosvd-0.8": Method(lambda model: tuckprop.convert(model, tuckprop.HOSVD(0.8))),
+    "svd-0.8": Method(lambda model: tuckprop.convert(model, tuckprop.SVD(0.8))),
+    "asi": Method(lambda model: tuckprop.convert(model, tuckprop.ASI())),
+    "subspace-0.8": Method(lambda model: tuckprop.convert(model, tuckprop.Subspace(0.8))),
+}
+
+
+class Training:
+    """One network under one method, ready to step.
+
+    Args:
+        network: A key of `NETWORKS`.
+        method: A key of `METHODS`.
+        device: Where to train.
+        weights: Weights for MCUNet, or None for random ones.
+    """
+
+    def __init__(self, network: str, method: str, device: torch.device, weights: Path | None = None) -> None:
+        torch.manual_seed(0)
+        self.network = NETWORKS[network]
+        model = build(self.network.name, classes=10)
+        if weights is not None and network == "mcunet":
+            load_weights(model, weights)
+        model.train()
+        if self.network.frozen_statistics:
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        self.method = METHODS[method]
+        self.model = self.method.prepare(model.to(device))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.005)
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Run the forward; images [batch, 3, height, width], labels [batch]."""
+        with self.method.around_forward():
+            return F.cross_entropy(self.model(images), labels)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one training step."""
+        self.loss(images, labels).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 2.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def batches(
+    network: Network, data: str, path: Path | None, count: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `count` batches of real images."""
+    images = count * network.batch
+    images += -images % 10
+    loaded = load(
+        data, path, seed=0, batch_size=network.batch, resolution=network.resolution, train_size=images, val_size=100
+    )
+    for number, (x, y) in enumerate(loaded.train.serve(loaded.train.shuffled(0, 0))):
+        if number < count:
+            yield x.to(device), y.to(device)

@@ -1,0 +1,85 @@
+"""Time of one training step, methods in alternation in one process: medians, quartiles, and the ratio to plain.
+
+python benchmarks/speed.py --data-path PATH --weights mcunet.safetensors
+"""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from arms import NETWORKS, Training, batches
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time."""
+
+    data: str = "cifar10"
+    """Data set."""
+    data_path: Path | None = None
+    """Where it is."""
+    weights: Path | None = None
+    """Weights for MCUNet (safetensors)."""
+    networks: tuple[str, ...] = ("resnet18", "resnet34", "mobilenetv2", "mcunet", "swin-t")
+    """Of those in arms.py."""
+    methods: tuple[str, ...] = ("plain", "checkpoint", "bf16", "dense", "hosvd-0.8", "asi", "subspace-0.8")
+    """Of those in arms.py; the first is the one the others are divided by."""
+    repeats: int = 11
+    """Steps a method that are timed."""
+    warmup: int = 4
+    """Steps a method before."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    threads: int = 2
+    """CPU threads."""
+    out: Path | None = None
+    """Write records to this JSONL file."""
+
+
+def main() -> None:
+    """Time every network under every method and print the table."""
+    options = tyro.cli(Options)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    console = Console(width=140)
+    for network in options.networks:
+        count = options.warmup + options.repeats
+        pairs = list(batches(NETWORKS[network], options.data, options.data_path, count, device))
+        arms = {method: Training(network, method, device, options.weights) for method in options.methods}
+        times: dict[str, list[float]] = {method: [] for method in options.methods}
+        for images, labels in pairs:
+            for method, training in arms.items():
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                training.step(images, labels)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                times[method].append(time.perf_counter() - start)
+        report(console, network, {m: t[options.warmup :] for m, t in times.items()}, options)
+
+
+def report(console: Console, network: str, times: dict[str, list[float]], options: Options) -> None:
+    """Print one network's table, and write its records."""
+    table = Table("method", "step, s", "quartiles", "ratio to plain, paired", "quartiles", title=network)
+    base = next(iter(times.values()))
+    for method, seconds in times.items():
+        ratios = [a / b for a, b in zip(seconds, base, strict=True)]
+        low, middle, high = statistics.quantiles(seconds, n=4)
+        below, ratio, above = statistics.quantiles(ratios, n=4)
+        table.add_row(method, f"{middle:.3f}", f"{low:.3f}..{high:.3f}", f"{ratio:.2f}", f"{below:.2f}..{above:.2f}")
+        if options.out is not None:
+            record = {"network": network, "method": method, "seconds": seconds, "torch": torch.__version__}
+            with options.out.open("a") as out:
+                out.write(json.dumps(record | {"device": options.device, "threads": options.threads}) + "\n")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
