@@ -1,0 +1,116 @@
+"""Byte budgets: the allocation against brute force, and the measured bytes of the model that comes out."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tuckprop
+from tuckprop import ASI, HOSVD, GradientFilter, Subspace
+from tuckprop.budget import Option, allocate, parse_bytes
+from tuckprop.codecs import Dense
+from tuckprop.errors import ConfigError
+
+options = st.lists(
+    st.tuples(st.integers(1, 50), st.floats(0, 1)).map(lambda pair: Option(Dense(), *pair)), min_size=1, max_size=4
+)
+
+
+@given(st.lists(options, min_size=1, max_size=4), st.integers(1, 200))
+def test_the_allocation_fits_and_no_single_upgrade_is_left(tables: list[list[Option]], budget: int) -> None:
+    named = {str(number): table for number, table in enumerate(tables)}
+    choices = list(itertools.product(*tables))
+    affordable = [choice for choice in choices if sum(o.nbytes for o in choice) <= budget]
+    if not affordable:
+        with pytest.raises(ConfigError, match="too few"):
+            allocate(named, budget)
+        return
+    chosen = allocate(named, budget)
+    spent = sum(option.nbytes for option in chosen.values())
+    assert spent <= budget
+    for site, option in chosen.items():
+        assert option in named[site]
+        for other in named[site]:
+            assert other.error >= option.error or spent - option.nbytes + other.nbytes > budget
+
+
+@given(st.lists(options, min_size=1, max_size=4), st.floats(0.01, 0.99))
+def test_at_a_price_of_the_hull_the_allocation_is_optimal(tables: list[list[Option]], share: float) -> None:
+    named = {str(number): table for number, table in enumerate(tables)}
+    price = share / 10
+    chosen = {s: min(t, key=lambda o: (o.error + price * o.nbytes, o.nbytes)) for s, t in named.items()}
+    budget = sum(option.nbytes for option in chosen.values())
+    best = min(
+        sum(o.error for o in choice) for choice in itertools.product(*tables) if sum(o.nbytes for o in choice) <= budget
+    )
+    assert sum(o.error for o in allocate(named, budget).values()) == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("64MB", 64_000_000), ("1 GiB", 2**30), ("1.5kib", 1536), ("12", 12), (12, 12), ("7b", 7)]
+)
+def test_byte_texts(text: int | str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("bad", ["", "MB", "3 apples", "-4MB", 0, -1, 1.5, True, "nan", "inf", None])
+def test_bad_byte_texts(bad: object) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        parse_bytes(bad)  # type: ignore[arg-type]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.Conv2d(32, 32, 3, stride=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(32 * 8 * 8, 10),
+    )
+
+
+def smooth_images(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(16, 3, 6, 6, generator=generator)
+    return F.interpolate(coarse, (32, 32), mode="bilinear", align_corners=False) + 0.1
+
+
+@pytest.mark.parametrize("codec", [HOSVD(), Subspace(), ASI()], ids=repr)
+def test_the_measured_bytes_are_within_a_tenth_of_the_budget(codec: HOSVD | Subspace | ASI) -> None:
+    model, x = network(), smooth_images(0)
+    labels = torch.arange(16) % 10
+    plain = tuckprop.measure(model, lambda m: F.cross_entropy(m(x), labels)).held_bytes
+    errors = []
+    for share in (0.5, 0.7):
+        budget = int(share * plain)
+        plan = tuckprop.plan(model, x, codec, budget=budget, loss_fn=lambda out: F.cross_entropy(out, labels))
+        converted = tuckprop.convert(network(), plan)
+        held = tuckprop.measure(converted, lambda m: F.cross_entropy(m(x), labels)).held_bytes
+        assert held <= 1.1 * budget
+        exact, lossy = gradients(model, x, labels), gradients(converted, x, labels)
+        errors.append(float((exact - lossy).norm() / exact.norm()))
+    assert errors[1] <= errors[0] + 1e-6
+    assert not any(isinstance(module, tuckprop.layers.Twin) for module in model.modules())
+
+
+def gradients(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    model.zero_grad()
+    F.cross_entropy(model(x), labels).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def test_a_budget_too_small_says_the_least() -> None:
+    with pytest.raises(ConfigError, match="at least"):
+        tuckprop.plan(network(), smooth_images(0), HOSVD(), budget=1000)
+
+
+def test_a_codec_without_settings_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no epsilon"):
+        tuckprop.plan(network(), smooth_images(0), GradientFilter(2), budget="1MB")
+    with pytest.raises(ConfigError, match="a single codec config"):
+        tuckprop.plan(network(), smooth_images(0), {"*": HOSVD()}, budget="1MB")
