@@ -11,11 +11,15 @@ from tuckprop.codecs._tucker import in_memory_order
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
+from tuckprop.linalg.iteration import leading_subspace
 from tuckprop.linalg.modes import mode_product
 from tuckprop.linalg.tucker import modes_worth_factoring, project
 
 # A core this many times smaller than the activation is not worth a decomposition of its batch mode.
 _SMALL = 256
+
+# Up to this size a mode's Gram matrix and its eigendecomposition cost less than subspace iteration.
+_WIDE = 128
 
 # An activation's sizes without the batch: bases of images of different sizes are kept apart.
 _Key = tuple[int, ...]
@@ -80,7 +84,7 @@ class SubspaceTracker:
             if energy and not self._fits(1 - _energy(core) / energy, known.lost):
                 core = None
         if known is None or core is None:
-            known, core = self._refresh(y, order, energy)
+            known, core = self._refresh(y, order, energy, {} if known is None else known.factors)
         self.bases[key] = Bases(known.factors, known.ranks, known.lost, known.age + 1)
         factors = {order.index(axis): basis.to(y) for axis, basis in known.factors.items()}
         core, batch = self._factor_batch(core, order.index(0), y.numel())
@@ -106,17 +110,29 @@ class SubspaceTracker:
         basis = found.leading(rank)
         return mode_product(core, basis, mode), {mode: basis}
 
-    def _refresh(self, y: Tensor, order: tuple[int, ...], energy: float) -> tuple[Bases, Tensor]:
+    def _refresh(
+        self, y: Tensor, order: tuple[int, ...], energy: float, known: dict[int, Tensor]
+    ) -> tuple[Bases, Tensor]:
         self.refreshes += 1
         modes = [mode for mode, axis in enumerate(order) if axis != 0 and y.shape[mode] > 1]
-        spectra = {mode: spectrum(y, mode, self.epsilon) for mode in modes}
-        ranks = [int(spectra[m].rank) if m in spectra else y.shape[m] for m in range(y.dim())]
-        factors = {mode: spectra[mode].leading(ranks[mode]) for mode in modes_worth_factoring(y.shape, ranks)}
+        bases = {mode: self._basis(y, mode, energy, known.get(order[mode])) for mode in modes}
+        ranks = [bases[m].shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
+        factors = {mode: bases[mode] for mode in modes_worth_factoring(y.shape, ranks)}
         core = project(y, factors)
         lost = max(0.0, 1 - _energy(core) / energy) if energy else 0.0
         by_axis = {order[mode]: basis for mode, basis in factors.items()}
         counted = {order[mode]: ranks[mode] for mode in range(y.dim()) if order[mode] != 0}
         return Bases(by_axis, counted, lost), core
+
+    def _basis(self, y: Tensor, mode: int, energy: float, known: Tensor | None) -> Tensor:
+        """Return a basis of one mode that keeps `epsilon` of the energy: turned from the known one, or computed anew."""
+        size = y.shape[mode]
+        if energy and size > _WIDE and (known is None or known.shape[1] < size // 8):
+            found = leading_subspace(y, mode, self.epsilon, energy, known)
+            if found is not None:
+                return found
+        exact = spectrum(y, mode, self.epsilon)
+        return exact.leading(int(exact.rank))
 
 
 def _energy(x: Tensor) -> float:
