@@ -33,9 +33,11 @@ class Spectrum:
     def leading(self, rank: int) -> Tensor:
         """Return the first `rank` left singular vectors, orthonormal columns [n, rank], in memory of their own."""
         if self.tall is None:
-            return self.vectors[:, :rank].contiguous()
+            # A clone: one column of a column-major matrix counts as contiguous, and would keep the matrix alive.
+            return self.vectors[:, :rank].clone(memory_format=torch.contiguous_format)
         # QR, not a division by the singular values: some may be zero.
-        return torch.linalg.qr(self.tall @ self.vectors[:, :rank]).Q.contiguous()
+        basis: Tensor = torch.linalg.qr(self.tall @ self.vectors[:, :rank]).Q
+        return basis.contiguous()
 
 
 def working_dtype(dtype: torch.dtype, epsilon: float) -> torch.dtype:
