@@ -159,6 +159,7 @@ class KeepFrozen:
         self.parameters = parameters
 
     def __call__(self, model: nn.Module, args: Any) -> None:
+        """Put the frozen modules in eval mode."""
         for name in self.modules:
             model.get_submodule(name).training = False
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tuckprop.codecs import Codec, Dense, codecs
 from tuckprop.errors import ConfigError
@@ -92,8 +93,15 @@ class Plan:
         return "\n".join(line.rstrip() for line in lines)
 
     def to_json(self) -> str:
-        """Return the plan as JSON text; codecs go by their registered names."""
-        names = {kind: name for name in codecs for kind in [codecs[name]]}
+        """Return the plan as JSON text; codecs go by their registered names.
+
+        Raises:
+            ConfigError: A codec is not registered, and so has no name.
+        """
+        names = {codecs[name]: name for name in codecs}
+        foreign = next((s.codec for s in self.sites if type(s.codec) not in names), None)
+        if foreign is not None:
+            raise ConfigError(f"Plan.to_json: expected a registered codec, got {foreign!r}")
         sites = [
             {f.name: getattr(s, f.name) for f in fields(s)}
             | {"codec": {"name": names[type(s.codec)], **asdict(s.codec)}}
@@ -153,10 +161,12 @@ def decide(
     chosen = choose_sites(model, last=last, select=select)
     frozen = names_before(model, chosen[0]) if last is not None else ()
     before = set(frozen)
+    inside_layers = tuple(f"{name}." for name, module in modules.items() if isinstance(module, ParametrizationList))
     sites: list[SitePlan] = []
     skipped: list[Skipped] = []
     for name, module in modules.items():
-        if name in before or (any(True for _ in module.children()) and find_twin(module, Dense()) is None):
+        is_layer = is_compressible(module) or find_twin(module, Dense()) is not None
+        if name in before or name.startswith(inside_layers) or (any(True for _ in module.children()) and not is_layer):
             continue
         verdict = _judge(name, module, choose(name), set(chosen), pointwise)
         if isinstance(verdict, Codec):

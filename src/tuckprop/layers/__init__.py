@@ -1,6 +1,6 @@
 """Twins of PyTorch's layers: one file a layer kind. Importing this package registers them."""
 
-from tuckprop.layers import conv, conv_transpose, gradient_filter, linear
+from tuckprop.layers import conv, conv_transpose, gradient_filter, linear, rectifier
 from tuckprop.layers._third_party import load_twins_for
 from tuckprop.layers._twin import PackEvent, Site, Twin, all_twins, find_twin, observe, twin_of
 
@@ -14,6 +14,7 @@ __all__ = [
     "find_twin",
     "gradient_filter",
     "linear",
+    "rectifier",
     "load_twins_for",
     "observe",
     "twin_of",

@@ -211,8 +211,9 @@ def become_plain(module: Twin) -> None:
 def trains(module: nn.Module, x: Tensor, *parameters: Tensor | None) -> bool:
     """Say whether a call with input `x` is a training step with a gradient to compute; any other runs the plain op."""
     ordinary = x.is_floating_point() and x.layout == torch.strided and not x.is_nested and not x.is_meta
-    wanted = any(t is not None and t.requires_grad for t in (x, *parameters))
-    return module.training and torch.is_grad_enabled() and ordinary and wanted and x.numel() > 0
+    present = [t for t in (x, *parameters) if t is not None]
+    wanted = any(t.requires_grad for t in present) and all(t.numel() > 0 for t in present)
+    return module.training and torch.is_grad_enabled() and ordinary and wanted
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

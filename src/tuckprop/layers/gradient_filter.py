@@ -62,10 +62,13 @@ class FilteredConvolution(torch.autograd.Function):
         assert isinstance(codec, GradientFilter)
         rows, columns = module.stride
         sums = codec.patch_sums(x, (y.shape[2], y.shape[3]), (rows, columns))
-        notify(PackEvent(site, x.shape, x.element_size(), sums.paper_count(), sums))
         ctx.patch, ctx.dilation, ctx.depthwise = codec.patch, module.dilation, module.groups > 1
         ctx.has_bias, ctx.meta = bias is not None, sums.meta
-        ctx.save_for_backward(weight, *(sums.tensors() if ctx.needs_input_grad[1] else ()))
+        if ctx.needs_input_grad[1]:
+            notify(PackEvent(site, x.shape, x.element_size(), sums.paper_count(), sums))
+            ctx.save_for_backward(weight, *sums.tensors())
+        else:
+            ctx.save_for_backward(weight)
         return y
 
     @staticmethod
@@ -96,7 +99,7 @@ class FilteredConv2d(FactoredConv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         plain: PlainConvolution = partial(nn.Conv2d._conv_forward, self)
-        if not trains(self, input, weight):
+        if not trains(self, input, weight, bias):
             return plain(input, weight, bias)
         if input.dim() == 3:
             return self._conv_forward(input[None], weight, bias)[0]

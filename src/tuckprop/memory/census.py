@@ -65,8 +65,7 @@ class Census:
 def census(model: nn.Module) -> Iterator[Census]:
     """Count what forwards inside the context save for backward.
 
-    Parameters, buffers and everything else that was allocated before, the input batch above all, are left out. What
-    non-reentrant checkpointing keeps in closures is not seen by saved-tensor hooks, nor therefore here.
+    Parameters, buffers and everything else that was allocated before, the input batch above all, are left out.
 
     Args:
         model: Names the modules; calls of other modules are counted too, under "".
@@ -92,7 +91,8 @@ def census(model: nn.Module) -> Iterator[Census]:
         if storage._cdata in births.born and not births.born[storage._cdata].expired():
             result.naive_bytes += tensor.numel() * tensor.element_size()
             result._saved.setdefault(storage._cdata, (StorageWeakRef(storage), stack[-1], storage.nbytes()))
-        return tensor
+        # A node that keeps its own output would keep itself alive through a hook that returns it undetached.
+        return tensor.detach()
 
     with ExitStack() as context:
         enter_hook = nn.modules.module.register_module_forward_pre_hook(enter)

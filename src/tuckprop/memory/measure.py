@@ -65,6 +65,12 @@ class MemoryReport:
         return "\n".join(lines)
 
 
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"a tensor of shape {tuple(value.shape)}" + (" that needs one" if value.requires_grad else " without one")
+
+
 def measure(model: nn.Module, loss_fn: Callable[[nn.Module], Tensor]) -> MemoryReport:
     """Run `loss_fn(model)` and its backward twice, once to count held bytes and once for the peak.
 
@@ -86,7 +92,9 @@ def measure(model: nn.Module, loss_fn: Callable[[nn.Module], Tensor]) -> MemoryR
         with census(model) as counted:
             loss = loss_fn(model)
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                raise ConfigError(f"measure(loss_fn=...): expected a scalar loss that needs a gradient, got {loss!r}")
+                raise ConfigError(
+                    f"measure(loss_fn=...): expected a scalar loss that needs a gradient, got {_described(loss)}"
+                )
             by_module = counted.by_module()
         paper = counter.take()
         loss.backward()

@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -14,7 +15,8 @@ def allocator_peak(run: Callable[[], object], device: torch.device) -> int:
     Args:
         run: Is called once.
         device: On CUDA the caching allocator's own counter is read; elsewhere the profiler's allocation events are
-            added up, which sees tensors but not the scratch memory that a library takes on its own.
+            added up, which sees tensors but neither the scratch memory that a library takes on its own nor that
+            something of before was freed.
 
     Returns:
         Bytes.
@@ -42,5 +44,9 @@ def peak_rss() -> int:
 
     It never falls: compare configurations in processes of their own.
     """
+    if sys.platform == "linux":
+        # Not getrusage, whose peak is at least what the parent had when it started this process.
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

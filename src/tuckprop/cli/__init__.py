@@ -1,0 +1,60 @@
+"""The command line: one file a verb; each parses, calls and prints."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from tuckprop.cli.demo import DemoOptions, demo
+from tuckprop.cli.measure import MeasureOptions, measure
+from tuckprop.cli.plan import PlanOptions, plan
+from tuckprop.cli.plot import PlotOptions, plot
+from tuckprop.cli.table import TableOptions, table
+from tuckprop.cli.train import TrainOptions, train
+from tuckprop.errors import TuckpropError
+
+_VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "train": (TrainOptions, train),
+    "demo": (DemoOptions, demo),
+    "plan": (PlanOptions, plan),
+    "measure": (MeasureOptions, measure),
+    "table": (TableOptions, table),
+    "plot": (PlotOptions, plot),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: Without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user's or unusable files, 130 after an interrupt.
+    """
+    # The profiler, which counts allocations, otherwise writes lines of its own.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    options = tyro.extras.subcommand_cli_from_dict(
+        {name: kind for name, (kind, _) in _VERBS.items()},
+        prog="tuckprop",
+        description="Train in little memory: activations are kept in factored form.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    call = next(call for kind, call in _VERBS.values() if isinstance(options, kind))
+    warnings.formatwarning = _one_line
+    try:
+        return call(options)
+    except TuckpropError as error:
+        print(f"tuckprop: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tuckprop: interrupted", file=sys.stderr)
+        return 130
+
+
+def _one_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    return f"tuckprop: {category.__name__}: {message}\n"

@@ -1,0 +1,45 @@
+"""`tuckprop plan`: what a conversion would do and save."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import tuckprop
+from tuckprop.cli._options import CompressionOptions, to_compression
+from tuckprop.errors import ConfigError
+from tuckprop.train import DataSettings, Machine, NetworkSettings, prepare, selector
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Print what a conversion would do, layer by layer, and what it would save on one batch."""
+
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    compression: CompressionOptions = field(default_factory=lambda: CompressionOptions(codec="hosvd"))
+    machine: Machine = field(default_factory=Machine)
+    seed: int = 233
+    save: Annotated[Path | None, tyro.conf.arg(help="Write the plan as JSON to this file too.")] = None
+
+
+def plan(options: PlanOptions) -> int:
+    """Print it; return the exit code."""
+    compression = to_compression(options.compression)
+    if compression.codec is None:
+        raise ConfigError("plan: expected a codec to plan for, got plain; see --help for the codecs")
+    prepared = prepare(options.network, options.data, options.machine, options.seed)
+    images, _ = next(prepared.data.train.serve())
+    made = tuckprop.plan(
+        prepared.model,
+        images.to(prepared.device),
+        compression.codec,
+        last=compression.last,
+        select=selector(compression.select),
+        pointwise=compression.pointwise,
+    )
+    print(made)
+    if options.save is not None:
+        options.save.write_text(made.to_json(), encoding="utf-8")
+    return 0

@@ -1,0 +1,32 @@
+"""`tuckprop plot`: runs as a plot of accuracy against memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from tuckprop.cli.table import finished_rows
+from tuckprop.report import plot as draw
+from tuckprop.report import save_plot
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """Plot the accuracy of finished runs against their memory; PNG, PDF and SVG.
+
+    Attributes:
+        runs: Folders of runs, or folders that hold several.
+        out: File to write; its suffix is replaced by each of the three.
+        memory: What to plot against: held (measured), paper (the paper's count) or process (peak of the process).
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path = Path("accuracy-memory.png")
+    memory: str = "held"
+
+
+def plot(options: PlotOptions) -> int:
+    """Write it; return the exit code."""
+    for file in save_plot(draw(finished_rows(options.runs), options.memory), options.out):
+        print(file)
+    return 0

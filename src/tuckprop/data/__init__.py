@@ -1,0 +1,25 @@
+"""Data sets by name: read from where the user has them, checked, decoded once, served in batches."""
+
+from tuckprop.data import cifar10, digits, own
+from tuckprop.data._base import DataSet, Pictures, datasets
+from tuckprop.data.arrays import ArrayPictures
+from tuckprop.data.batches import Batches
+from tuckprop.data.folder import FilePictures, read_folder
+from tuckprop.data.load import Loaded, load
+from tuckprop.data.split import split
+
+__all__ = [
+    "ArrayPictures",
+    "Batches",
+    "DataSet",
+    "FilePictures",
+    "Loaded",
+    "Pictures",
+    "cifar10",
+    "datasets",
+    "digits",
+    "load",
+    "own",
+    "read_folder",
+    "split",
+]

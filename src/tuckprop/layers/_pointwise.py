@@ -1,0 +1,90 @@
+"""What the savers of elementwise functions share: when to save, and one flat view of a tensor in its memory's order.
+
+A saver works on the elements as they lie in memory, so that channels-last tensors cost no copy. The gradient is brought
+into the same order, which it nearly always has already.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+def worth_saving(x: Tensor) -> bool:
+    """Say whether a call with input `x` keeps something for backward that a saver can keep smaller.
+
+    A saver looks at the input alone, not at `module.training`: a frozen network in eval mode passes gradients on too.
+    """
+    return (
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and type(x) in {Tensor, nn.Parameter}
+        and x.is_floating_point()
+        and x.layout == torch.strided
+        and not x.is_meta
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def worth_saving_in_place(x: Tensor) -> bool:
+    """Say the same of a call that overwrites `x`; PyTorch's own op refuses a leaf, and shall be the one to do so."""
+    return worth_saving(x) and not x.is_leaf
+
+
+def is_dense(x: Tensor) -> bool:
+    """Say whether the elements of `x` fill one stretch of memory, each place once, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return a view [n] of a dense tensor, in the order of its memory."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+class Order(NamedTuple):
+    """The order in which a saver has seen the elements.
+
+    Attributes:
+        shape: Shape of the tensor.
+        stride: Strides of the dense tensor.
+    """
+
+    shape: Sequence[int]
+    stride: Sequence[int]
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Order":
+        """Return the order of a dense tensor."""
+        return cls(x.shape, x.stride())
+
+    def arrange(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a gradient's elements in this order, flat, and a new tensor to write the input's gradient to.
+
+        Where the gradient has to be rearranged, that is done in the new tensor: the two are the same memory then.
+
+        Args:
+            grad: Any strides.
+
+        Returns:
+            The elements [n], to be read; the new tensor, of `shape` and `stride`.
+        """
+        result = torch.empty_strided(self.shape, self.stride, dtype=grad.dtype, device=grad.device)
+        if is_dense(grad) and _same_order(grad, result):
+            return flat(grad), result
+        result.copy_(grad)
+        return flat(result), result
+
+
+def _same_order(a: Tensor, b: Tensor) -> bool:
+    pairs = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(size == 1 or one == other for size, one, other in pairs)

@@ -1,0 +1,281 @@
+"""Max pooling: the position inside the window, in 1, 2, 4 or 8 bits an output; neither the input nor its indices.
+
+Index legend, one spatial axis: m output positions, k taps. Tap k of the window at m reads m * stride + k * dilation -
+padding. Flat over the axes that is base[m] + offset[k], so PyTorch's index of the maximum, less the base, is one of the
+window's few offsets, and its number among them is kept. PyTorch picks the maximum and spreads the gradient, so ties,
+NaN and overlapping windows are its own. Planes are taken a few at a time: the 64-bit indices never exist all at once.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._pointwise import flat, worth_saving
+from tuckprop.layers._twin import Twin, twin_of
+from tuckprop.linalg.bits import pack_codes, unpack_codes
+
+_aten = torch.ops.aten
+_FORWARD = {2: _aten.max_pool2d_with_indices.out, 3: _aten.max_pool3d_with_indices.out}
+_BACKWARD = {
+    2: _aten.max_pool2d_with_indices_backward.grad_input,
+    3: _aten.max_pool3d_with_indices_backward.grad_input,
+}
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+# Outputs whose 64-bit indices exist at a time: 2 MiB on a CPU.
+_CPU_OUTPUTS = 1 << 18
+_ACCELERATOR_OUTPUTS = 1 << 22
+
+Sizes = int | Sequence[int]
+
+
+class Window(NamedTuple):
+    """The static shape of a pooling call, per spatial axis.
+
+    Attributes:
+        kernel: Taps.
+        stride: Steps between windows.
+        padding: Positions before and after.
+        dilation: Steps between taps.
+        ceil_mode: Whether a window may end outside.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool
+
+    @classmethod
+    def of(cls, axes: int, kernel: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, ceil: bool) -> "Window":
+        """Return the window that arguments of `F.max_pool*d` describe."""
+
+        def full(value: Sizes) -> tuple[int, ...]:
+            sizes = (value,) if isinstance(value, int) else tuple(value)
+            return sizes * axes if len(sizes) == 1 else sizes
+
+        return cls(full(kernel), full(kernel if not stride else stride), full(padding), full(dilation), ceil)
+
+    def outputs(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Return the output positions for an input of `sizes`, by PyTorch's rule; below 1 where it would refuse."""
+        result = []
+        for n, k, s, p, d in zip(sizes, *self[:4], strict=True):
+            count = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if self.ceil_mode else 0)) // s + 1
+            # The last window starts inside the input or the padding before it.
+            result.append(count - 1 if self.ceil_mode and (count - 1) * s >= n + p else count)
+        return tuple(result)
+
+
+@lru_cache(maxsize=256)
+def _offsets(kernel: tuple[int, ...], dilation: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the different distances, ascending, of a window's taps from its first one in a flat plane of `sizes`."""
+    steps = [d * prod(sizes[axis + 1 :]) for axis, d in enumerate(dilation)]
+    taps = product(*[range(k) for k in kernel])
+    return tuple(sorted({sum(t * s for t, s in zip(tap, steps, strict=True)) for tap in taps}))
+
+
+def _bases(window: Window, sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Return the flat index of each window's first tap, which may lie in the padding; int64 [m..]."""
+    base = torch.zeros((), dtype=torch.int64, device=device)
+    for size, count, s, p in zip(sizes, window.outputs(sizes), window.stride, window.padding, strict=True):
+        base = base[..., None] * size + (torch.arange(count, device=device) * s - p)
+    return base
+
+
+def _bits_for(count: int) -> int:
+    """Return how many bits, of 1, 2, 4 and 8, hold a number below `count`."""
+    return next(bits for bits in (1, 2, 4, 8) if count <= 1 << bits)
+
+
+def _planes(x: Tensor, axes: int, layout: torch.memory_format) -> Tensor:
+    """Return `x` with whole slices along the leading axis: [planes, 1, h..] or, if channels come last, [b, c, h..].
+
+    The strides are set anew, because those of axes of size 1 may be anything, and PyTorch's kernels look at them.
+    """
+    sizes = x.shape[-axes:]
+    inner = 1 if layout == torch.contiguous_format else x.shape[1]
+    steps = [inner * prod(sizes[axis + 1 :]) for axis in range(axes)]
+    step = 1 if inner > 1 else prod(sizes)
+    return x.as_strided((x.numel() // (inner * prod(sizes)), inner, *sizes), (inner * prod(sizes), step, *steps))
+
+
+def _chunks(outputs: Tensor) -> Iterator[slice]:
+    """Yield slices of the leading axis that have at most a few outputs each, or a single index."""
+    most = _CPU_OUTPUTS if outputs.device.type == "cpu" else _ACCELERATOR_OUTPUTS
+    step = max(1, most // max(1, outputs[0].numel()))
+    for start in range(0, len(outputs), step):
+        yield slice(start, min(start + step, len(outputs)))
+
+
+class PositionMaxPool(torch.autograd.Function):
+    """Max pooling over two or three axes that keeps the position of each maximum in its window."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
+        """Pool [b, c, h..] or [c, h..]; keep the positions."""
+        axes = len(window.kernel)
+        sizes = tuple(x.shape[-axes:])
+        ctx.format = _memory_format(x, axes)
+        x = x.contiguous(memory_format=ctx.format)
+        y = x.new_empty((*x.shape[:-axes], *window.outputs(sizes))).contiguous(memory_format=ctx.format)
+        inputs, outputs = _planes(x, axes, ctx.format), _planes(y, axes, ctx.format)
+        offsets = _offsets(window.kernel, window.dilation, sizes)
+        numbers = torch.zeros(offsets[-1] + 1, dtype=torch.uint8)
+        numbers[list(offsets)] = torch.arange(len(offsets)).to(torch.uint8)
+        numbers, bases = numbers.to(x.device), _bases(window, sizes, x.device)
+        positions = torch.empty(y.numel(), dtype=torch.uint8, device=x.device)
+        done = 0
+        for part in _chunks(outputs):
+            indices = torch.empty_like(outputs[part], dtype=torch.int64)
+            _FORWARD[axes](inputs[part], *window, out=outputs[part], indices=indices)
+            distances = flat(indices.sub_(bases))
+            if axes == 3:  # PyTorch's channels-last kernel answers 0 for a window of nothing but -inf.
+                distances.clamp_(0, offsets[-1])
+            torch.index_select(numbers, 0, distances, out=positions[done : done + len(distances)])
+            done += len(distances)
+        ctx.window, ctx.shape, ctx.offsets = window, x.shape, offsets
+        ctx.save_for_backward(pack_codes(positions, _bits_for(len(offsets))))
+        return y
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the exact gradient of the input."""
+        (packed,) = ctx.saved_tensors
+        window, axes = ctx.window, len(ctx.window.kernel)
+        grad = grad.contiguous(memory_format=ctx.format)
+        result = grad.new_empty(ctx.shape).contiguous(memory_format=ctx.format)
+        positions = unpack_codes(packed, _bits_for(len(ctx.offsets)), grad.numel())
+        offsets = torch.tensor(ctx.offsets, dtype=torch.int64, device=grad.device)
+        bases = _bases(window, ctx.shape[-axes:], grad.device)
+        grads, results = _planes(grad, axes, ctx.format), _planes(result, axes, ctx.format)
+        done = 0
+        for part in _chunks(grads):
+            indices = torch.empty_like(grads[part], dtype=torch.int64)
+            numbers = positions[done : done + indices.numel()].to(torch.int32)
+            torch.index_select(offsets, 0, numbers, out=flat(indices))
+            done += indices.numel()
+            # PyTorch asks for the input too, but reads its shape alone: the gradient itself stands in for it.
+            _BACKWARD[axes](grads[part], results[part], *window, indices.add_(bases), grad_input=results[part])
+        return result, None
+
+
+def _memory_format(x: Tensor, axes: int) -> torch.memory_format:
+    """Return the memory format that PyTorch's pools give their output."""
+    if x.dim() != axes + 2 or x.is_contiguous():
+        return torch.contiguous_format
+    last = _CHANNELS_LAST[axes]
+    return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+def _max_pool(axes: int, x: Tensor, window: Window) -> Tensor | None:
+    """Pool over two or three axes, or return None where the plain op has to."""
+    sizes = tuple(x.shape[-axes:])
+    if not worth_saving(x) or x.dim() not in {axes + 1, axes + 2} or {len(part) for part in window[:4]} != {axes}:
+        return None
+    if min(window.stride) < 1 or min(window.outputs(sizes)) < 1:
+        return None
+    if len(_offsets(window.kernel, window.dilation, sizes)) > 256:
+        return None
+    result: Tensor = PositionMaxPool.apply(x, window)
+    return result
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Compute `F.max_pool1d`, keeping at most a byte an output; with `return_indices` it is the plain op."""
+    if not return_indices and input.dim() in {2, 3}:
+        line = Window.of(1, kernel_size, stride, padding, dilation, ceil_mode)
+        # As PyTorch does it: pooling over two axes, of which the first has one position and one tap.
+        ones, zeros = (1,), (0,)
+        plane = Window(ones + line.kernel, ones + line.stride, zeros + line.padding, ones + line.dilation, ceil_mode)
+        pooled = _max_pool(2, input.unsqueeze(-2), plane)
+        if pooled is not None:
+            return pooled.squeeze(-2)
+    return F.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[no-any-return]
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Compute `F.max_pool2d`, keeping at most a byte an output; with `return_indices` it is the plain op."""
+    if not return_indices:
+        pooled = _max_pool(2, input, Window.of(2, kernel_size, stride, padding, dilation, ceil_mode))
+        if pooled is not None:
+            return pooled
+    return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[no-any-return]
+
+
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Compute `F.max_pool3d`, keeping at most a byte an output; with `return_indices` it is the plain op."""
+    if not return_indices:
+        pooled = _max_pool(3, input, Window.of(3, kernel_size, stride, padding, dilation, ceil_mode))
+        if pooled is not None:
+            return pooled
+    return F.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[no-any-return]
+
+
+def _arguments(module: Any) -> tuple[Any, ...]:
+    return (
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.ceil_mode,
+        module.return_indices,
+    )
+
+
+@twin_of(nn.MaxPool1d)
+class PositionMaxPool1d(Twin, nn.MaxPool1d):
+    """`nn.MaxPool1d` that keeps the position inside the window."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Compute the plain pooling, bit for bit."""
+        return max_pool1d(input, *_arguments(self))
+
+
+@twin_of(nn.MaxPool2d)
+class PositionMaxPool2d(Twin, nn.MaxPool2d):
+    """`nn.MaxPool2d` that keeps the position inside the window."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Compute the plain pooling, bit for bit."""
+        return max_pool2d(input, *_arguments(self))
+
+
+@twin_of(nn.MaxPool3d)
+class PositionMaxPool3d(Twin, nn.MaxPool3d):
+    """`nn.MaxPool3d` that keeps the position inside the window."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Compute the plain pooling, bit for bit."""
+        return max_pool3d(input, *_arguments(self))

@@ -1,0 +1,117 @@
+"""A tensor kept as the few-bit numbers of the levels that a function takes there, written and read by table.
+
+An element's cell is a byte, two elements are a 16-bit number, and one look-up gives both their codes, packed already.
+Reading is one look-up a byte as well, of a row with the levels of all the codes in it. Finding the level by bisection
+(`torch.bucketize`) takes 20 times as long as that.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tuckprop.errors import ConfigError
+from tuckprop.linalg.bits import CODE_BITS, code_slabs, join_codes, packed_bytes, split_codes
+from tuckprop.linalg.piecewise import Levels
+
+CELLS = 256
+
+# Zero belongs to the cell below it, as the derivative of ELU and SELU at zero is the one on the left.
+_JUST_BELOW = 2.0**-16
+
+# A row of levels is read as one number of its size, where there is one: that takes half the time.
+_WHOLE_ROWS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+
+
+@dataclass(frozen=True, eq=False)
+class LevelCode:
+    """The code of one function.
+
+    Attributes:
+        bits: Bits an element.
+        reach: Beyond -reach and reach, the levels of the outermost cells hold.
+        pairs: Code of a pair of cells, by cell + 256 * cell of the second, uint8 [65536]; none where the code is the cell.
+        levels: float64 [2 ** bits].
+    """
+
+    bits: int
+    reach: float
+    pairs: Tensor | None
+    levels: Tensor
+
+    @classmethod
+    def of(cls, levels: Levels, bits: int, device: torch.device) -> "LevelCode":
+        """Make the tables for an approximation by 2 ** bits levels on 256 cells.
+
+        Raises:
+            ConfigError: `bits` is none of 1, 2, 4 and 8, or the cells are not 256.
+        """
+        if bits not in CODE_BITS or len(levels.levels) != 1 << bits or len(levels.code) != CELLS:
+            raise ConfigError(
+                f"LevelCode: expected 1, 2, 4 or 8 bits, that many levels and {CELLS} cells, got {bits!r} bits, "
+                f"{len(levels.levels)} levels and {len(levels.code)} cells"
+            )
+        if bits == 8:
+            return cls(bits, levels.reach, None, levels.levels[levels.code].to(device))
+        pairs = levels.code[None, :] + (levels.code[:, None] << bits)
+        return cls(bits, levels.reach, pairs.reshape(-1).to(device, torch.uint8), levels.levels.to(device))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the packed codes of `x`.
+
+        Args:
+            x: Floating [n], contiguous. NaN gets some code.
+
+        Returns:
+            uint8 [ceil(n * bits / 8)].
+        """
+        packed = torch.empty(packed_bytes(x.numel(), self.bits), dtype=torch.uint8, device=x.device)
+        for part, place in code_slabs(x.numel(), self.bits, x.device):
+            cells = self._cells(x[part])
+            if self.pairs is None:
+                packed[place] = cells
+                continue
+            if cells.numel() % 2:
+                cells = torch.nn.functional.pad(cells, (0, 1))
+            index = cells.view(torch.uint16).to(torch.int32)
+            if self.bits == 4:
+                torch.index_select(self.pairs, 0, index, out=packed[place])
+            else:
+                join_codes(self.pairs.index_select(0, index), 2 * self.bits, packed[place])
+        return packed
+
+    def _cells(self, x: Tensor) -> Tensor:
+        """Return the cell of each element, uint8."""
+        width = 2 * self.reach / CELLS
+        # The half cell keeps the upper end in the last cell.
+        inside = x.to(torch.float32, copy=True).clamp_(-self.reach, self.reach - width / 2)
+        # By way of int16, because there is no fast way from a floating type to uint8.
+        return inside.mul_(1 / width).add_(CELLS / 2 - _JUST_BELOW).to(torch.int16).to(torch.uint8)
+
+    def decode(self, packed: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slab after slab of levels.
+
+        Args:
+            packed: What `encode` returned.
+            count: n.
+            dtype: Of the levels; a floating type.
+
+        Yields:
+            The slab and its levels, which are overwritten in the next turn.
+        """
+        held = 8 // self.bits
+        codes = split_codes(torch.arange(256, device="cpu").to(packed.device, torch.uint8), self.bits)
+        rows = self.levels.to(dtype)[codes.to(torch.int64)].view(256, held)
+        whole = _WHOLE_ROWS.get(rows[0].numel() * rows.element_size())
+        table = rows if whole is None else rows.view(whole).view(256)
+        work = table.new_empty(0)
+        for part, place in code_slabs(count, self.bits, packed.device):
+            index = packed[place].to(torch.int32)
+            if len(work) < len(index):
+                work = table.new_empty((len(index), *table.shape[1:]))
+            torch.index_select(table, 0, index, out=work[: len(index)])
+            yield part, work.view(-1).view(dtype)[: part.stop - part.start]
+
+
+__all__ = ["CELLS", "LevelCode"]

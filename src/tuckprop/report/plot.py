@@ -1,0 +1,134 @@
+"""Accuracy against memory, as the field draws it: memory on a log axis, one colour a method."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log2
+from pathlib import Path
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from tuckprop.errors import ConfigError
+from tuckprop.registry import Registry
+from tuckprop.report.summary import Row, Spread
+from tuckprop.report.table import unit
+
+# Okabe and Ito's colours, which people with colour blindness can tell apart, and a marker each for print in grey.
+_COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+# A column of a paper, in inches.
+_SIZE = (3.5, 3.3)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A kind of memory to plot against.
+
+    Attributes:
+        label: Of the axis.
+        value: Bytes of a row.
+    """
+
+    label: str
+    value: Callable[[Row], Spread]
+
+
+measures: Registry[Measure] = Registry("kind of memory")
+measures.add("held", Measure("held for backward, measured", lambda row: row.held))
+measures.add("paper", Measure("activation memory, paper's count (peak)", lambda row: row.paper_peak))
+measures.add("process", Measure("peak of the process, measured", lambda row: row.process_peak))
+
+
+def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
+    """Draw accuracy against memory, a line a method through its numbers of trained layers.
+
+    Args:
+        rows: Of one task.
+        memory: Which kind, a name in `measures`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: There are no rows, rows of several tasks, or no such kind of memory.
+    """
+    measure = measures[memory]
+    tasks = sorted({row.task for row in rows})
+    if len(tasks) != 1:
+        raise ConfigError(f"plot: expected finished runs of one task, got {len(tasks)} ({'; '.join(tasks) or 'none'})")
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    depths = {row.layers for row in rows}
+    lines = {}
+    for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
+        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        lines[method] = _line(axes, [row for row in rows if row.method == method], measure, style, len(depths) > 1)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(*_limits([measure.value(row).mean for row in rows]))
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=7)
+    axes.margins(y=0.12)
+    axes.set_xlabel(measure.label, fontsize=8)
+    axes.set_ylabel("validation accuracy, %", fontsize=8)
+    layers = "" if len(depths) > 1 else f", {_depth(next(iter(depths)))}"
+    axes.set_title(f"{tasks[0]}{layers}", fontsize=8)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    return figure
+
+
+def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, str], depths: bool) -> Artist:
+    """Draw one method with its spreads, and the number of layers at each point where that differs."""
+    drawn = axes.errorbar(
+        [measure.value(row).mean for row in points],
+        [100 * row.best_accuracy.mean for row in points],
+        xerr=[measure.value(row).sd or 0 for row in points],
+        yerr=[100 * (row.best_accuracy.sd or 0) for row in points],
+        markersize=5,
+        linewidth=1,
+        capsize=2,
+        label=points[0].method,
+        **style,
+    )
+    for row in points if depths else []:
+        where = measure.value(row).mean, 100 * row.best_accuracy.mean
+        text = "all" if row.layers is None else str(row.layers)
+        axes.annotate(text, where, (4, 4), textcoords="offset points", fontsize=6, color=style["color"])
+    line: Artist = drawn.lines[0]
+    return line
+
+
+def _tick(value: float, position: int | None = None) -> str:
+    size, name = unit(value)
+    return f"{value / size:g} {name}"
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return powers of two around the values, far enough apart for at least two ticks and room beside the points."""
+    low, high = floor(log2(max(min(values), 1)) - 0.2), ceil(log2(max(*values, 2)) + 0.2)
+    return 2.0**low, 2.0 ** max(high, low + 2)
+
+
+def _depth(layers: int | None) -> str:
+    return "all layers" if layers is None else f"last {layers} layers"
+
+
+def save_plot(figure: Figure, path: Path) -> list[Path]:
+    """Save a figure as PNG, PDF and SVG.
+
+    Args:
+        figure: As `plot` returns it.
+        path: Without suffix, or with one that is replaced; its folder is made where there is none.
+
+    Returns:
+        The files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(suffix) for suffix in (".png", ".pdf", ".svg")]
+    for file in files:
+        figure.savefig(file, dpi=300)
+    return files

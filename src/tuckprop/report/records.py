@@ -1,0 +1,194 @@
+"""The record of a run: what was asked, on what it ran, and what came out; JSON lines on disk."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tuckprop.errors import CheckpointError
+
+FILE = "record.jsonl"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch.
+
+    Attributes:
+        epoch: Its number, from 1.
+        loss: Mean training loss.
+        train_accuracy: Share of training images that were right, as they were trained on.
+        val_loss: Mean validation loss.
+        val_accuracy: Share of validation images that are right after the epoch.
+        learning_rate: Used in it.
+        paper_bytes: Mean over its batches of the activation bytes as the paper counts them.
+        step_seconds: Median over its batches of the seconds a step takes, data included.
+        seconds: Whole epoch, validation included.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    paper_bytes: float
+    step_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run measured once. Bytes; see `tuckprop.MemoryReport` for the first four.
+
+    Attributes:
+        held_bytes: Really held for backward on the first batch, with the trained weights.
+        naive_bytes: The same with shared storages counted each time.
+        step_peak_bytes: Most bytes allocated at once in that forward and backward.
+        paper_bytes: The paper's count for that batch.
+        process_peak_bytes: Peak of the whole process during training: resident set on a CPU, allocator on a GPU.
+        process_start_bytes: The same just before the first step: libraries, data and weights.
+        process_peak_kind: "resident set" or "CUDA allocator".
+    """
+
+    held_bytes: int
+    naive_bytes: int
+    step_peak_bytes: int
+    paper_bytes: int
+    process_peak_bytes: int
+    process_start_bytes: int
+    process_peak_kind: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run.
+
+    Attributes:
+        method: How a table or plot names the method, such as "HOSVD, epsilon 0.8".
+        settings: Everything that was asked for, flat, JSON values.
+        environment: Versions, device, threads.
+        sites: Names of the layers whose activations the paper counts.
+        epochs: Those that are finished.
+        memory: Measured at the end; None before.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    sites: tuple[str, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+    memory: Memory | None = field(default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.memory is not None
+
+    @property
+    def best_accuracy(self) -> float:
+        """Highest validation accuracy over epochs, as the paper reports it."""
+        return max(epoch.val_accuracy for epoch in self.epochs)
+
+    @property
+    def last_accuracy(self) -> float:
+        """Validation accuracy after the last epoch."""
+        return self.epochs[-1].val_accuracy
+
+    @property
+    def peak_paper_bytes(self) -> float:
+        """Largest over epochs of the epoch's mean, as the paper reports it."""
+        return max(epoch.paper_bytes for epoch in self.epochs)
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write a record: a line for the run, one for each epoch, one for the memory at the end; all or nothing.
+
+    Args:
+        record: What to write.
+        path: The file; its folder is made where there is none.
+    """
+    head = {"kind": "run", "format": _FORMAT, "method": record.method, "settings": record.settings}
+    head |= {"environment": record.environment, "sites": list(record.sites)}
+    lines = [head, *({"kind": "epoch"} | asdict(epoch) for epoch in record.epochs)]
+    if record.memory is not None:
+        lines.append({"kind": "memory"} | asdict(record.memory))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_record(path: Path) -> Record:
+    """Read what `write_record` wrote.
+
+    Args:
+        path: The file, or the folder of the run.
+
+    Returns:
+        The record.
+
+    Raises:
+        CheckpointError: There is none, or a line of it is damaged.
+    """
+    path = path / FILE if path.is_dir() else path
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: expected the record of a run ({FILE}), cannot read it: {error}") from error
+    record: Record | None = None
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = _add(record, json.loads(line))
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}, line {number}: expected a line of a run's record: {error}") from error
+    if record is None:
+        raise CheckpointError(f"{path}: expected the record of a run, it is empty")
+    return record
+
+
+def _add(record: Record | None, line: Any) -> Record:
+    if not isinstance(line, dict):
+        raise ValueError(f"expected an object, got {line!r}")
+    kind = line.pop("kind")
+    if kind == "run":
+        if line.pop("format") != _FORMAT:
+            raise ValueError(f"not of format {_FORMAT}")
+        wanted = {f.name for f in fields(Record)}
+        if unknown := line.keys() - wanted:
+            raise ValueError(f"unknown entries {sorted(unknown)}")
+        return Record(**line | {"sites": tuple(line["sites"])})
+    if record is None:
+        raise ValueError("the first line must describe the run")
+    if kind == "epoch":
+        return replace(record, epochs=(*record.epochs, Epoch(**line)))
+    if kind == "memory":
+        return replace(record, memory=Memory(**line))
+    raise ValueError(f"unknown kind {kind!r}")
+
+
+def find_records(paths: Iterable[Path]) -> list[Record]:
+    """Read the records of runs.
+
+    Args:
+        paths: Record files, folders of runs, or folders that hold those at any depth.
+
+    Returns:
+        The records, each file once, in the order of their paths.
+
+    Raises:
+        CheckpointError: A path holds no record, or a record is damaged.
+    """
+    files: dict[Path, None] = {}
+    for path in paths:
+        found = sorted(path.rglob(FILE)) if path.is_dir() else [path]
+        if not found:
+            raise CheckpointError(f"{path}: expected the folder of a run or of several, found no {FILE} in it")
+        files |= dict.fromkeys(file.resolve() for file in found)
+    return [read_record(file) for file in files]

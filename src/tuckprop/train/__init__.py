@@ -1,0 +1,38 @@
+"""Training: settings, a loop that knows nothing of codecs, checkpoints, and one run from settings to record."""
+
+from tuckprop.train.checkpoint import load_checkpoint, save_checkpoint
+from tuckprop.train.loop import Trainer
+from tuckprop.train.prepare import Prepared, compress, prepare, selector
+from tuckprop.train.run import Start, run
+from tuckprop.train.settings import (
+    Compression,
+    DataSettings,
+    Experiment,
+    Machine,
+    NetworkSettings,
+    Schedule,
+    codec_name,
+)
+from tuckprop.train.watch import Silent, Step, Watch
+
+__all__ = [
+    "Compression",
+    "DataSettings",
+    "Experiment",
+    "Machine",
+    "NetworkSettings",
+    "Prepared",
+    "Schedule",
+    "Silent",
+    "Start",
+    "Step",
+    "Trainer",
+    "Watch",
+    "codec_name",
+    "compress",
+    "load_checkpoint",
+    "prepare",
+    "run",
+    "save_checkpoint",
+    "selector",
+]

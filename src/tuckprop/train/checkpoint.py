@@ -1,0 +1,73 @@
+"""Checkpoints that are whole or absent, hold nothing but tensors and plain values, and know which run they are of."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuckprop.errors import CheckpointError
+
+FILE = "checkpoint.pt"
+_FORMAT = "tuckprop checkpoint 1"
+
+
+def save_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a checkpoint; a crash at any moment leaves the one before or the new one, never half of one.
+
+    Args:
+        path: The file; its folder is made where there is none.
+        identity: Settings that a run must have to go on from here.
+        state: Tensors, numbers, strings, and lists and dictionaries of these.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save({"format": _FORMAT, "identity": identity, "state": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint of the run that `identity` describes.
+
+    Args:
+        path: The file.
+        identity: As `save_checkpoint` was given it.
+
+    Returns:
+        The state.
+
+    Raises:
+        CheckpointError: There is none, it is damaged or no checkpoint, or it belongs to a run with other settings.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"resume: expected a checkpoint at {path}, there is none; start without --resume")
+    try:
+        # A file of torch.save is a zip with checksums, which torch.load does not look at.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"resume: {path} is damaged or no checkpoint of tuckprop: {reason}") from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise CheckpointError(f"resume: expected a checkpoint of tuckprop ({_FORMAT}) at {path}, got something else")
+    there, state = found["identity"], found["state"]
+    differing = [key for key in {**there, **identity} if there.get(key) != identity.get(key)]
+    if differing:
+        shown = "; ".join(f"{key} is {there.get(key)!r} there, {identity.get(key)!r} here" for key in differing)
+        raise CheckpointError(f"resume: {path} belongs to another run: {shown}")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"resume: {path} holds no state")
+    return state

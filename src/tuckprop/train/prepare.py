@@ -1,0 +1,117 @@
+"""From settings to a model, its data, and a place to run: the steps that training, `plan` and `measure` share."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from tuckprop import convert, freeze, zoo
+from tuckprop.data import Loaded, load
+from tuckprop.errors import ConfigError
+from tuckprop.plan import Select, choose_sites
+from tuckprop.train.settings import Compression, DataSettings, Machine, NetworkSettings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network and its data.
+
+    Attributes:
+        model: The plain network, on its device, in train mode.
+        name: The network's name.
+        data: Batches, on the CPU.
+        device: Where the model is.
+        weights: What was loaded from the weight file; None without one.
+    """
+
+    model: nn.Module
+    name: str
+    data: Loaded
+    device: torch.device
+    weights: zoo.Loaded | None
+
+
+def prepare(network: NetworkSettings, data: DataSettings, machine: Machine, seed: int) -> Prepared:
+    """Read the data and make the network that fits it.
+
+    Args:
+        network: Which network.
+        data: Which images.
+        machine: Where to.
+        seed: Decides split, subset and initial weights; also seeds PyTorch's global random state.
+
+    Returns:
+        Network and data.
+
+    Raises:
+        ConfigError: A setting has a value that cannot be used.
+        DataError: Data or weights are missing or do not fit.
+    """
+    device = find_device(machine.device)
+    if machine.threads is not None:
+        if machine.threads < 1:
+            raise ConfigError(f"threads: expected at least 1, got {machine.threads}")
+        torch.set_num_threads(machine.threads)
+    loaded = load(
+        data.data,
+        data.data_path,
+        seed=seed,
+        batch_size=data.batch_size,
+        resolution=data.resolution,
+        train_size=data.train_size,
+        val_size=data.val_size,
+        drop_last=data.drop_last,
+    )
+    name = network.model or loaded.network
+    torch.manual_seed(seed)
+    model = zoo.build(name, len(loaded.classes), loaded.channels)
+    weights = None if network.weights is None else zoo.load_weights(model, network.weights)
+    model.to(device)
+    if machine.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Prepared(model, name, loaded, device, weights)
+
+
+def find_device(name: str | None) -> torch.device:
+    """Return the device of that name; None takes a GPU where there is one.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: expected one that this machine has, such as cpu, got {name!r}: {reason}") from error
+    return device
+
+
+def compress(model: nn.Module, settings: Compression) -> tuple[str, ...]:
+    """Freeze and convert `model` as the settings say, in place.
+
+    Args:
+        model: A plain model.
+        settings: How activations are kept.
+
+    Returns:
+        Names of the layers whose activations the paper counts, for every method the same.
+
+    Raises:
+        ConfigError: A setting does not fit the model.
+    """
+    select = selector(settings.select)
+    sites = tuple(choose_sites(model, last=settings.last, select=select))
+    if settings.codec is not None:
+        convert(model, settings.codec, last=settings.last, select=select, pointwise=settings.pointwise)
+    elif settings.last is not None:
+        freeze(model, last=settings.last, select=select)
+    return sites
+
+
+def selector(pattern: str | None) -> Select | None:
+    """Return a choice of layers by a pattern of their names, as in `fnmatch`; None for None."""
+    return None if pattern is None else lambda name, module: fnmatchcase(name, pattern)

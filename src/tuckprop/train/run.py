@@ -1,0 +1,120 @@
+"""One run, from settings to a record on disk, that can be stopped and resumed."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuckprop import __version__, measure
+from tuckprop.errors import ConfigError
+from tuckprop.memory import peak_rss
+from tuckprop.report.records import FILE as RECORD
+from tuckprop.report.records import Memory, Record, read_record, write_record
+from tuckprop.train.checkpoint import FILE as CHECKPOINT
+from tuckprop.train.checkpoint import load_checkpoint, save_checkpoint
+from tuckprop.train.loop import Trainer
+from tuckprop.train.prepare import Prepared, compress, prepare
+from tuckprop.train.settings import Experiment
+from tuckprop.train.watch import Watch
+
+
+@dataclass(frozen=True)
+class Start:
+    """What to do about what an earlier run left in the folder.
+
+    Attributes:
+        resume: Go on from its checkpoint.
+        overwrite: Begin anew in its place.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    start: Start | None = None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
+) -> Record:
+    """Train, and leave a checkpoint and a record in `out`.
+
+    Args:
+        experiment: What to run.
+        out: Folder of the run.
+        start: What to do where `out` holds a run; by default that is an error, so that none is lost.
+        stop: Is asked after every step whether to stop; the run can then be resumed.
+        watch: Is told of steps and epochs.
+
+    Returns:
+        The record; not finished where `stop` said so.
+
+    Raises:
+        ConfigError: A setting has a value that cannot be used, or `out` holds a run.
+        DataError: Data or weights are missing or do not fit.
+        CheckpointError: The run cannot be resumed.
+    """
+    start = start or Start()
+    experiment.schedule.check()
+    if not start.resume and not start.overwrite and ((out / CHECKPOINT).exists() or (out / RECORD).exists()):
+        raise ConfigError(f"{out} holds a run already: pass --resume to go on with it, or another folder with --out")
+    prepared = prepare(experiment.network, experiment.data, experiment.machine, experiment.schedule.seed)
+    experiment = replace(experiment, network=replace(experiment.network, model=prepared.name))
+    sites = compress(prepared.model, experiment.compression)
+    trainer = Trainer(prepared.model, experiment.schedule, sites=sites, channels_last=experiment.machine.channels_last)
+    identity = experiment.identity()
+    if start.resume:
+        trainer.restore(load_checkpoint(out / CHECKPOINT, identity))
+    record = Record(experiment.method(), experiment.flat(), _environment(prepared), sites, tuple(trainer.epochs))
+    if start.resume and (out / RECORD).exists():
+        earlier = read_record(out / RECORD)
+        if earlier.finished and len(earlier.epochs) == len(trainer.epochs):
+            return earlier
+
+    def save() -> None:
+        save_checkpoint(out / CHECKPOINT, identity, trainer.state())
+        write_record(replace(record, epochs=tuple(trainer.epochs)), out / RECORD)
+
+    before = _process_peak(prepared.device)
+    finished = trainer.train(prepared.data.train, prepared.data.val, save=save, stop=stop, watch=watch)
+    record = replace(record, epochs=tuple(trainer.epochs))
+    if finished:
+        record = replace(record, memory=_measure(trainer, prepared, before))
+        write_record(record, out / RECORD)
+    return record
+
+
+def _measure(trainer: Trainer, prepared: Prepared, before: int) -> Memory:
+    # The process first: measuring takes memory itself.
+    peak = _process_peak(prepared.device)
+    report = measure(prepared.model, trainer.first_loss(prepared.data.train))
+    return Memory(
+        held_bytes=report.held_bytes,
+        naive_bytes=report.naive_bytes,
+        step_peak_bytes=report.peak_bytes,
+        paper_bytes=round(trainer.epochs[-1].paper_bytes),
+        process_peak_bytes=peak,
+        process_start_bytes=before,
+        process_peak_kind="CUDA allocator" if prepared.device.type == "cuda" else "resident set",
+    )
+
+
+def _process_peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
+
+
+def _environment(prepared: Prepared) -> dict[str, Any]:
+    device = prepared.device
+    return {
+        "tuckprop": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "weights": None if prepared.weights is None else str(prepared.weights),
+    }

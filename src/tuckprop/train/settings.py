@@ -1,0 +1,161 @@
+"""All that decides a run, as data: frozen, printable, comparable. The defaults are the paper's."""
+
+from dataclasses import asdict, dataclass, field, fields
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+from tuckprop.codecs import Codec, codecs
+from tuckprop.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which network.
+
+    Attributes:
+        model: Name of a network, or timm:NAME; by default the one that fits the data set.
+        weights: A file of weights to start from (.safetensors or .pt).
+    """
+
+    model: str | None = None
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images.
+
+    Attributes:
+        data: Name of a data set.
+        data_path: Where its files are: a folder or a zip.
+        resolution: Pixels a side that the network sees; by default the data set's own.
+        train_size: Train on so many images, the same number of every class; by default on all (80%).
+        val_size: Validate on so many, likewise; by default on all (20%).
+        batch_size: Images a batch.
+        drop_last: Leave the last training batch of an epoch away where it is not full.
+    """
+
+    data: str = "digits"
+    data_path: Path | None = None
+    resolution: int | None = None
+    train_size: int | None = None
+    val_size: int | None = None
+    batch_size: int = 128
+    drop_last: bool = True
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How activations are kept.
+
+    Attributes:
+        codec: The method; None trains the plain model.
+        last: Train the last so many convolutions (Linear layers in a transformer) and what follows them; None trains
+            and compresses all.
+        select: Compress, and count, only layers whose name matches this pattern, as in `fnmatch`.
+        pointwise: Convert norms, activations, pools and dropout too.
+    """
+
+    codec: Codec | None = None
+    last: int | None = None
+    select: str | None = None
+    pointwise: bool = True
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How weights are updated: SGD, its learning rate falling along a cosine from epoch to epoch.
+
+    Attributes:
+        epochs: Passes over the training images.
+        learning_rate: At the start.
+        final_share: Share of it that the cosine falls to.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        clip: Largest L2 norm of the whole gradient.
+        freeze_norms: Keep batch norms in eval mode: their statistics stay, their weights are trained.
+        seed: Of initial weights, split and order.
+    """
+
+    epochs: int = 50
+    learning_rate: float = 0.05
+    final_share: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 1e-4
+    clip: float = 2.0
+    freeze_norms: bool = True
+    seed: int = 233
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 1: `learning_rate` in the first, then along a cosine."""
+        low = self.learning_rate * self.final_share
+        return low + (self.learning_rate - low) * (1 + cos(pi * (epoch - 1) / self.epochs)) / 2
+
+    def check(self) -> None:
+        """Check that every value can be used.
+
+        Raises:
+            ConfigError: One cannot.
+        """
+        for name, least in (("epochs", 1), ("momentum", 0), ("weight_decay", 0), ("seed", 0), ("final_share", 0)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)!r}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: expected a number over 0, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it runs. Nothing here changes what is computed, beyond rounding.
+
+    Attributes:
+        device: Such as cpu or cuda:0; by default a GPU where there is one.
+        threads: CPU threads; by default as many as PyTorch takes.
+        channels_last: Keep images channels last in memory, which speeds up convolutions.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run."""
+
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    compression: Compression = field(default_factory=Compression)
+    schedule: Schedule = field(default_factory=Schedule)
+    machine: Machine = field(default_factory=Machine)
+
+    def flat(self) -> dict[str, Any]:
+        """Return all settings in one dictionary of JSON values; the codec becomes its name and its own settings."""
+        entries: dict[str, Any] = {}
+        for part in (self.network, self.data, self.compression, self.schedule, self.machine):
+            entries |= asdict(part)
+        codec = self.compression.codec
+        entries["codec"] = "plain" if codec is None else codec_name(codec)
+        entries["codec_settings"] = {} if codec is None else asdict(codec)
+        return {key: str(value) if isinstance(value, Path) else value for key, value in entries.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must share: all but where files are and where it runs."""
+        elsewhere = {"weights", "data_path", *asdict(self.machine)}
+        return {key: value for key, value in self.flat().items() if key not in elsewhere}
+
+    def method(self) -> str:
+        """Return a method's name for tables and plots, such as "HOSVD 0.8": its first setting and unusual ones."""
+        codec = self.compression.codec
+        if codec is None:
+            return "plain"
+        values = [(setting, getattr(codec, setting.name)) for setting in fields(codec)]
+        unusual = [f"{setting.name} {value}" for setting, value in values[1:] if value != setting.default]
+        return ", ".join([" ".join([codec.label, *(str(value) for _, value in values[:1])]), *unusual])
+
+
+def codec_name(codec: Codec) -> str:
+    """Return the name that a codec's class is registered under."""
+    return next(name for name in codecs if codecs[name] is type(codec))

@@ -1,0 +1,109 @@
+"""Load weights from a file, safely, and say what did not fit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tuckprop.errors import DataError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_weights` did.
+
+    Attributes:
+        path: The file.
+        loaded: Names of parameters and buffers that were loaded.
+        fresh: Names of the classifier's parameters that kept their initial values: the file has another number of
+            classes, or none.
+    """
+
+    path: Path
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} tensors from {self.path}"
+        return f"{text}; fresh: {', '.join(self.fresh)}" if self.fresh else text
+
+
+def load_weights(model: nn.Module, path: Path | str) -> Loaded:
+    """Load a state dict into `model`, in place.
+
+    The classifier, which is the last Linear layer, may have another number of classes in the file, or be missing there:
+    it then keeps its fresh values. A 1 x 1 convolution there loads into a Linear layer here.
+
+    Args:
+        model: The network.
+        path: A `.safetensors` file, or one of `torch.save` (read with `weights_only=True`) that holds a state dict,
+            bare or under "state_dict" or "model".
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        DataError: There is no such file, it cannot be read, or its tensors do not match; the model is then unchanged.
+    """
+    path = Path(path)
+    given = _read(path)
+    wanted = model.state_dict()
+    head = _head(model)
+    fitting = {name: _fit(value, wanted[name]) for name, value in given.items() if name in wanted}
+    wrong = {name for name, value in fitting.items() if value.shape != wanted[name].shape}
+    missing = wanted.keys() - given.keys()
+    fresh = {name for name in wrong | missing if head and name.startswith(f"{head}.")}
+    problems = [
+        *(f"{name} is missing in the file" for name in wanted if name in missing - fresh),
+        *(f"{name} is unexpected" for name in given if name not in wanted),
+        *(
+            f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(given[name].shape)}"
+            for name in wanted
+            if name in wrong - fresh
+        ),
+    ]
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise DataError(f"{path} does not match {type(model).__name__} ({len(problems)} of its tensors): {shown}")
+    loaded = {name: value for name, value in fitting.items() if name not in fresh}
+    model.load_state_dict(loaded, strict=False)
+    return Loaded(path, tuple(loaded), tuple(name for name in wanted if name in fresh))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise DataError(f"weights: expected a .safetensors or .pt file at {path}, there is none")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise DataError(f"weights: {path} is no safetensors file, or is damaged: {error}") from error
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"weights: {path} is not a file of torch.save that can be loaded safely: {reason}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise DataError(f"weights: expected a state dict (names to tensors) in {path}, got a {type(found).__name__}")
+    return dict(found)
+
+
+def _head(model: nn.Module) -> str | None:
+    """Return the name of the last Linear layer."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None
+
+
+def _fit(value: Tensor, wanted: Tensor) -> Tensor:
+    """Drop the trailing axes of size 1 of a convolution where a matrix is wanted."""
+    extra = value.dim() - wanted.dim()
+    if wanted.dim() == 2 and extra > 0 and value.shape[2:] == torch.Size([1] * extra):
+        return value.flatten(1)
+    return value

@@ -1,0 +1,69 @@
+"""Plots."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.report.made import record
+from tuckprop.errors import ConfigError
+from tuckprop.report import measures, plot, save_plot, summarise
+
+ROWS = summarise(
+    record(method, last=last, seed=seed, held=size * last * seed)
+    for method, size in (("plain", 2**20), ("HOSVD 0.8", 2**13))
+    for last in (2, 4)
+    for seed in (1, 2)
+)
+
+
+def test_a_line_a_method_on_a_log_axis_with_the_rows_values() -> None:
+    (axes,) = plot(ROWS, "held").axes
+    assert axes.get_xscale() == "log"
+    containers = {container.get_label(): container for container in axes.containers}
+    assert list(containers) == ["plain", "HOSVD 0.8"]
+    for method, container in containers.items():
+        rows = [row for row in ROWS if row.method == method]
+        line = container.lines[0]
+        assert line.get_xdata().tolist() == [row.held.mean for row in rows]
+        assert line.get_ydata().tolist() == pytest.approx([100 * row.best_accuracy.mean for row in rows])
+    colours = {container.lines[0].get_color() for container in containers.values()}
+    assert len(colours) == 2
+    assert [text.get_text() for text in axes.texts] == ["2", "4", "2", "4"]
+
+
+@pytest.mark.parametrize("held", [[5000, 5100], [10**3, 10**9], [7, 7]])
+def test_the_memory_axis_has_labels_however_close_the_points(held: list[int]) -> None:
+    figure = plot(summarise(record(f"m{n}", held=h) for n, h in enumerate(held)))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    shown = [t for t, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+             if low <= t <= high and label.get_text()]  # fmt: skip
+    assert len(shown) >= 2
+    assert low < min(held) <= max(held) < high
+
+
+def test_the_legend_is_outside_the_axes() -> None:
+    figure = plot(ROWS)
+    figure.canvas.draw()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+@pytest.mark.parametrize("memory", list(measures))
+def test_every_kind_of_memory_is_drawn_to_three_files(tmp_path: Path, memory: str) -> None:
+    files = save_plot(plot(ROWS, memory), tmp_path / "new" / "figure.png")
+    assert [file.name for file in files] == ["figure.png", "figure.pdf", "figure.svg"]
+    assert Image.open(files[0]).convert("L").getextrema() == (0, 255)
+    assert files[1].read_bytes().startswith(b"%PDF")
+    assert b"<svg" in files[2].read_bytes()
+
+
+def test_nothing_several_tasks_and_unknown_kinds_are_refused() -> None:
+    with pytest.raises(ConfigError, match="got 0"):
+        plot([])
+    with pytest.raises(ConfigError, match="got 2"):
+        plot(summarise([record(), record(data="cifar10")]))
+    with pytest.raises(ConfigError, match="held"):
+        plot(ROWS, "imagined")
