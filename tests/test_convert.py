@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,6 +177,45 @@ def test_moving_and_casting() -> None:
     model.to("meta").to_empty(device="cpu")
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert twins(model) == [*CONVOLUTIONS, "head"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    expected = gradients(convert(network(), HOSVD(0.7)))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(convert(network(), HOSVD(0.7)))
+        got = gradients(model)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_close({name.removeprefix("module."): g for name, g in got.items()}, expected, rtol=0, atol=0)
+
+
+def test_a_grad_scaler_skips_a_spoilt_step_and_the_next_one_is_sound() -> None:
+    model, plain = (network().float() for _ in range(2))
+    convert(model, HOSVD(1.0))
+    x = BATCH.float()
+    spoilt = x.clone()
+    spoilt[0, 0, 0, 0] = float("inf")
+    for each in (model, plain):
+        each.eval()  # The statistics of batch norm would be spoilt in both.
+        for module in each.modules():
+            if not isinstance(module, nn.BatchNorm2d):
+                module.train()
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        before = [p.detach().clone() for p in each.parameters()]
+        scales = []
+        for batch in (spoilt, x):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(each, batch)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+            moved = any(not torch.equal(p, b) for p, b in zip(each.parameters(), before, strict=True))
+            assert moved == (batch is x)
+        assert scales == [512.0, 512.0]
+    assert_close(dict(model.named_parameters()), dict(plain.named_parameters()), rtol=1e-4, atol=1e-5)
 
 
 # Shapes of models

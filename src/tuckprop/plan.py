@@ -223,7 +223,10 @@ def _judge(name: str, module: nn.Module, codec: Codec | None, chosen: set[str], 
         return codec.refusal(module) or codec
     if not pointwise:
         return None
-    return codec if codec is not None and codec.refusal(module) is None else Dense()
+    serving = codec if codec is not None and codec.refusal(module) is None else Dense()
+    if twin.lossy and serving.lossless:
+        return f"its twin approximates, and {serving!r} keeps gradients exact"
+    return serving
 
 
 _CONVOLUTIONS = (

@@ -280,6 +280,28 @@ def test_a_model_in_channels_last(codec: Codec) -> None:
         assert_close(ran[1].x.grad, ran[0].x.grad, **TIGHT)
 
 
+@each_kind
+def test_saved_tensors_may_be_put_elsewhere(case: LayerCase, codec: Codec) -> None:
+    """As offloading does: what is kept goes through hooks, and comes back as another tensor."""
+    expected = Run(convert(case.module(), codec), case.input())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy().copy(), torch.from_numpy):
+        got = Run(convert(case.module(), codec), case.input())
+    assert torch.equal(got.weight, expected.weight)
+    assert torch.equal(got.x.grad, expected.x.grad)
+
+
+@each_kind
+def test_it_runs_where_only_deterministic_algorithms_may(case: LayerCase, codec: Codec) -> None:
+    first = Run(convert(case.module(), codec), case.input())
+    torch.use_deterministic_algorithms(True)
+    try:
+        second = Run(convert(case.module(), codec), case.input())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.x.grad, second.x.grad)
+
+
 # Sizes
 
 

@@ -86,13 +86,18 @@ class Codec(ABC):
             NotFactorableError: `x` has no such form (NaN, Inf); the caller then keeps `x` itself.
         """
 
+    @property
+    def lossless(self) -> bool:
+        """Whether every activation is kept exactly; layers that would approximate are then left plain."""
+        return False
+
     def tracker(self) -> "Tracker | None":
         """Return the state that a site carries from step to step, or None for a codec without any."""
         return None
 
     def worth_trying(self, shape: Size) -> bool:
         """Say whether the form of an activation of this shape can be smaller than the activation."""
-        return prod(shape) > 1
+        return not self.lossless and prod(shape) > 1
 
     def refusal(self, module: nn.Module) -> str | None:
         """Return why this codec cannot serve `module`, or None if it can."""

@@ -49,6 +49,11 @@ class Dense(Codec):
 
     label = "Dense"
 
+    @property
+    def lossless(self) -> bool:
+        """Always."""
+        return True
+
     def worth_trying(self, shape: Size) -> bool:
         """The activation is no smaller than itself."""
         return False

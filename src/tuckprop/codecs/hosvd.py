@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from torch import Size, Tensor
+from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
 from tuckprop.codecs._tucker import in_memory_order
@@ -45,12 +45,13 @@ class HOSVD(Codec):
     epsilon: float = 0.8
     label = "HOSVD"
 
+    @property
+    def lossless(self) -> bool:
+        """At epsilon 1."""
+        return self.epsilon >= 1
+
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon, "HOSVD")
-
-    def worth_trying(self, shape: Size) -> bool:
-        """At epsilon 1 every rank is full, and the factors would only add to the core."""
-        return self.epsilon < 1 and super().worth_trying(shape)
 
     def compress(self, x: Tensor) -> Packed:
         """Return core and factors of `x`; raises NotFactorableError where `x` is not finite."""

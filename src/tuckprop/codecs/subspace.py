@@ -125,7 +125,7 @@ class SubspaceTracker:
         return Bases(by_axis, counted, lost), core
 
     def _basis(self, y: Tensor, mode: int, energy: float, known: Tensor | None) -> Tensor:
-        """Return a basis of one mode that keeps `epsilon` of the energy: turned from the known one, or computed anew."""
+        """Return a basis of one mode that keeps `epsilon` of the energy: turned from the known one, or a new one."""
         size = y.shape[mode]
         if energy and size > _WIDE and (known is None or known.shape[1] < size // 8):
             found = leading_subspace(y, mode, self.epsilon, energy, known)
@@ -147,9 +147,9 @@ class Subspace(Codec):
 
     Bases are computed as HOSVD computes them, and used for later activations as long as the share of energy that they
     lose is within a factor `1 + slack` of what they lost on the activation they were computed from. The loss is read
-    off the core (`|A - A'|^2 = |A|^2 - |S|^2`) before anything is stored, so every stored tensor obeys the bound. The batch
-    mode is not tracked, as a basis of other samples says nothing about these: where it saves bytes, it is factored in
-    the small core of each step, at a share `1 - (1 - epsilon) / 3` of the core's energy.
+    off the core (`|A - A'|^2 = |A|^2 - |S|^2`) before anything is stored, so every stored tensor obeys the bound.
+    The batch mode is not tracked, as a basis of other samples says nothing about these: where it saves bytes, it is
+    factored in the small core of each step, at a share `1 - (1 - epsilon) / 3` of the core's energy.
 
     Attributes:
         epsilon: Share of the energy that each mode keeps when bases are computed, in (0, 1].
@@ -164,6 +164,11 @@ class Subspace(Codec):
     slack: float = 0.25
     horizon: int = 100
     label = "Subspace"
+
+    @property
+    def lossless(self) -> bool:
+        """At epsilon 1."""
+        return self.epsilon >= 1
 
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon, "Subspace")

@@ -30,12 +30,17 @@ class SVD(Codec):
     epsilon: float = 0.8
     label = "SVD"
 
+    @property
+    def lossless(self) -> bool:
+        """At epsilon 1."""
+        return self.epsilon >= 1
+
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon, "SVD")
 
     def worth_trying(self, shape: Size) -> bool:
-        """A full rank saves nothing, nor does a batch of one."""
-        return self.epsilon < 1 and shape[0] > 1 and super().worth_trying(shape)
+        """A batch of one has nothing to share."""
+        return shape[0] > 1 and super().worth_trying(shape)
 
     def compress(self, x: Tensor) -> Packed:
         """Return U [batch, k] and U^T A; raises NotFactorableError where `x` is not finite."""

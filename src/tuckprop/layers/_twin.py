@@ -117,10 +117,12 @@ class Twin(nn.Module):
         plain: The class of the module before conversion.
         compresses: Whether the layer is a place for a codec by itself (convolution, Linear), as opposed to a pointwise
             layer, norm or pool, which follows its neighbours.
+        lossy: Whether the layer's gradient is approximate whatever the codec; a lossless codec leaves the layer plain.
     """
 
     plain: ClassVar[type[nn.Module]]
     compresses: ClassVar[bool] = False
+    lossy: ClassVar[bool] = False
     _site: Site
 
     def weight_gradient(self, packed: Packed, grad: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ class Window(NamedTuple):
     ceil_mode: bool
 
     @classmethod
-    def of(cls, axes: int, kernel: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, ceil: bool) -> "Window":
+    def of(
+        cls, axes: int, kernel: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, ceil: bool
+    ) -> "Window":
         """Return the window that arguments of `F.max_pool*d` describe."""
 
         def full(value: Sizes) -> tuple[int, ...]:

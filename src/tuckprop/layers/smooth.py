@@ -172,6 +172,7 @@ class FewBitTwin(Twin):
         derivative_bits: 1, 2, 4 or 8; may be set on the module.
     """
 
+    lossy = True
     derivative_bits: int = DERIVATIVE_BITS
 
 

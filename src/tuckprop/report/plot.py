@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log2
 from pathlib import Path
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     return figure
 
 
-def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, str], depths: bool) -> Artist:
+def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, Any], depths: bool) -> Artist:
     """Draw one method with its spreads, and the number of layers at each point where that differs."""
     drawn = axes.errorbar(
         [measure.value(row).mean for row in points],
