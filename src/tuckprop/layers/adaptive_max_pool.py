@@ -12,6 +12,11 @@ from tuckprop.layers._pointwise import worth_saving
 from tuckprop.layers._twin import Twin, twin_of
 
 _aten = torch.ops.aten
+_PLAIN: dict[int, Callable[..., Any]] = {
+    1: F.adaptive_max_pool1d,
+    2: F.adaptive_max_pool2d,
+    3: F.adaptive_max_pool3d,
+}
 _FORWARD = {2: _aten.adaptive_max_pool2d, 3: _aten.adaptive_max_pool3d}
 _BACKWARD = {2: _aten.adaptive_max_pool2d_backward, 3: _aten.adaptive_max_pool3d_backward}
 
@@ -38,45 +43,30 @@ class IndexMaxPool(torch.autograd.Function):
         return _BACKWARD[ctx.axes](grad, stand_in, indices.to(torch.int64)), None
 
 
-def _pool(axes: int, x: Tensor, output_size: Any, plain: Callable[[], Any], return_indices: bool) -> Any:
+def _pool(axes: int, x: Tensor, output_size: Any, return_indices: bool) -> Any:
     sizes = (output_size,) * axes if isinstance(output_size, int) else tuple(output_size)
-    usable = x.dim() in {axes + 1, axes + 2} and len(sizes) == axes
-    if return_indices or not usable or not worth_saving(x) or x[0].numel() >= 1 << 31:
-        return plain()
+    usable = x.dim() in {axes + 1, axes + 2} and len(sizes) == axes and worth_saving(x)
+    if return_indices or not usable or x.numel() >= 1 << 31:
+        return _PLAIN[axes](x, output_size, return_indices)
     outputs = [n if size is None else size for n, size in zip(x.shape[-axes:], sizes, strict=True)]
+    if axes == 1:  # As PyTorch does it: over two axes, of which the first has one position.
+        return IndexMaxPool.apply(x.unsqueeze(-2), [1, *outputs]).squeeze(-2)
     return IndexMaxPool.apply(x, outputs)
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Compute `F.adaptive_max_pool1d`, keeping 4 bytes an output; with `return_indices` it is the plain op."""
-
-    def plain() -> Any:
-        return F.adaptive_max_pool1d(input, output_size, return_indices)
-
-    if return_indices or input.dim() not in {2, 3}:
-        return plain()
-    size = output_size if isinstance(output_size, int) else output_size[0]
-    if size is None:
-        return plain()
-    return _pool(2, input.unsqueeze(-2), (1, size), lambda: plain().unsqueeze(-2), False).squeeze(-2)
+    return _pool(1, input, output_size, return_indices)
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Compute `F.adaptive_max_pool2d`, keeping 4 bytes an output; with `return_indices` it is the plain op."""
-
-    def plain() -> Any:
-        return F.adaptive_max_pool2d(input, output_size, return_indices)
-
-    return _pool(2, input, output_size, plain, return_indices)
+    return _pool(2, input, output_size, return_indices)
 
 
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Compute `F.adaptive_max_pool3d`, keeping 4 bytes an output; with `return_indices` it is the plain op."""
-
-    def plain() -> Any:
-        return F.adaptive_max_pool3d(input, output_size, return_indices)
-
-    return _pool(3, input, output_size, plain, return_indices)
+    return _pool(3, input, output_size, return_indices)
 
 
 @twin_of(nn.AdaptiveMaxPool1d)

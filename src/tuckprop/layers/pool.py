@@ -6,7 +6,7 @@ window's few offsets, and its number among them is kept. PyTorch picks the maxim
 NaN and overlapping windows are its own. Planes are taken a few at a time: the 64-bit indices never exist all at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -27,6 +27,7 @@ _BACKWARD = {
     2: _aten.max_pool2d_with_indices_backward.grad_input,
     3: _aten.max_pool3d_with_indices_backward.grad_input,
 }
+_PLAIN: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 # Outputs whose 64-bit indices exist at a time: 2 MiB on a CPU.
@@ -63,7 +64,12 @@ class Window(NamedTuple):
             sizes = (value,) if isinstance(value, int) else tuple(value)
             return sizes * axes if len(sizes) == 1 else sizes
 
-        return cls(full(kernel), full(kernel if not stride else stride), full(padding), full(dilation), ceil)
+        return cls(full(kernel), full(stride or kernel), full(padding), full(dilation), ceil)
+
+    def on_a_plane(self) -> "Window":
+        """Return the window over two axes, the first with one position and one tap, that does the same as this one."""
+        kernel, stride, padding, dilation, ceil_mode = self
+        return Window((1, *kernel), (1, *stride), (0, *padding), (1, *dilation), ceil_mode)
 
     def outputs(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Return the output positions for an input of `sizes`, by PyTorch's rule; below 1 where it would refuse."""
@@ -177,17 +183,28 @@ def _memory_format(x: Tensor, axes: int) -> torch.memory_format:
     return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
-def _max_pool(axes: int, x: Tensor, window: Window) -> Tensor | None:
-    """Pool over two or three axes, or return None where the plain op has to."""
-    sizes = tuple(x.shape[-axes:])
+def _keeps_position(x: Tensor, window: Window) -> bool:
+    """Say whether a call with input [b, c, h..] or [c, h..] can be saved; if not, it is for the plain op, or an error."""
+    axes = len(window.kernel)
     if not worth_saving(x) or x.dim() not in {axes + 1, axes + 2} or {len(part) for part in window[:4]} != {axes}:
-        return None
+        return False
+    sizes = tuple(x.shape[-axes:])
     if min(window.stride) < 1 or min(window.outputs(sizes)) < 1:
-        return None
-    if len(_offsets(window.kernel, window.dilation, sizes)) > 256:
-        return None
-    result: Tensor = PositionMaxPool.apply(x, window)
-    return result
+        return False
+    return len(_offsets(window.kernel, window.dilation, sizes)) <= 256
+
+
+def _max_pool(axes: int, x: Tensor, arguments: tuple[Any, ...], return_indices: bool) -> Any:
+    """Pool with the arguments of `F.max_pool*d` from the kernel on."""
+    if not return_indices:
+        window = Window.of(axes, *arguments)
+        if axes == 1 and x.dim() in {2, 3}:
+            plane = window.on_a_plane()
+            if _keeps_position(x.unsqueeze(-2), plane):
+                return PositionMaxPool.apply(x.unsqueeze(-2), plane).squeeze(-2)
+        elif axes > 1 and _keeps_position(x, window):
+            return PositionMaxPool.apply(x, window)
+    return _PLAIN[axes](x, *arguments, return_indices)
 
 
 def max_pool1d(
@@ -198,17 +215,9 @@ def max_pool1d(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Compute `F.max_pool1d`, keeping at most a byte an output; with `return_indices` it is the plain op."""
-    if not return_indices and input.dim() in {2, 3}:
-        line = Window.of(1, kernel_size, stride, padding, dilation, ceil_mode)
-        # As PyTorch does it: pooling over two axes, of which the first has one position and one tap.
-        ones, zeros = (1,), (0,)
-        plane = Window(ones + line.kernel, ones + line.stride, zeros + line.padding, ones + line.dilation, ceil_mode)
-        pooled = _max_pool(2, input.unsqueeze(-2), plane)
-        if pooled is not None:
-            return pooled.squeeze(-2)
-    return F.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[no-any-return]
+    return _max_pool(1, input, (kernel_size, stride, padding, dilation, ceil_mode), return_indices)
 
 
 def max_pool2d(
@@ -219,13 +228,9 @@ def max_pool2d(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Compute `F.max_pool2d`, keeping at most a byte an output; with `return_indices` it is the plain op."""
-    if not return_indices:
-        pooled = _max_pool(2, input, Window.of(2, kernel_size, stride, padding, dilation, ceil_mode))
-        if pooled is not None:
-            return pooled
-    return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[no-any-return]
+    return _max_pool(2, input, (kernel_size, stride, padding, dilation, ceil_mode), return_indices)
 
 
 def max_pool3d(
@@ -236,48 +241,37 @@ def max_pool3d(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Compute `F.max_pool3d`, keeping at most a byte an output; with `return_indices` it is the plain op."""
-    if not return_indices:
-        pooled = _max_pool(3, input, Window.of(3, kernel_size, stride, padding, dilation, ceil_mode))
-        if pooled is not None:
-            return pooled
-    return F.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[no-any-return]
+    return _max_pool(3, input, (kernel_size, stride, padding, dilation, ceil_mode), return_indices)
 
 
 def _arguments(module: Any) -> tuple[Any, ...]:
-    return (
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.ceil_mode,
-        module.return_indices,
-    )
+    return module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
 
 
 @twin_of(nn.MaxPool1d)
 class PositionMaxPool1d(Twin, nn.MaxPool1d):
     """`nn.MaxPool1d` that keeps the position inside the window."""
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor) -> Any:
         """Compute the plain pooling, bit for bit."""
-        return max_pool1d(input, *_arguments(self))
+        return _max_pool(1, input, _arguments(self), self.return_indices)
 
 
 @twin_of(nn.MaxPool2d)
 class PositionMaxPool2d(Twin, nn.MaxPool2d):
     """`nn.MaxPool2d` that keeps the position inside the window."""
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor) -> Any:
         """Compute the plain pooling, bit for bit."""
-        return max_pool2d(input, *_arguments(self))
+        return _max_pool(2, input, _arguments(self), self.return_indices)
 
 
 @twin_of(nn.MaxPool3d)
 class PositionMaxPool3d(Twin, nn.MaxPool3d):
     """`nn.MaxPool3d` that keeps the position inside the window."""
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor) -> Any:
         """Compute the plain pooling, bit for bit."""
-        return max_pool3d(input, *_arguments(self))
+        return _max_pool(3, input, _arguments(self), self.return_indices)

@@ -31,7 +31,7 @@ class LevelCode:
     Attributes:
         bits: Bits an element.
         reach: Beyond -reach and reach, the levels of the outermost cells hold.
-        pairs: Code of a pair of cells, by cell + 256 * cell of the second, uint8 [65536]; none where the code is the cell.
+        pairs: Codes of a pair of cells, by cell + 256 * cell of the second, uint8 [65536]; none if the cell is the code.
         levels: float64 [2 ** bits].
     """
 
