@@ -25,7 +25,7 @@ def worth_saving(x: Tensor) -> bool:
         and not x.is_meta
         and x.numel() > 0
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and torch._C._get_tracing_state() is None
         and torch._C._functorch.peek_interpreter_stack() is None
     )
 

@@ -98,22 +98,29 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Ge
 
 
 @lru_cache(maxsize=4096)
-def _geometry(
+def geometry_of(
     kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...] | str,
-    dilation: tuple[int, ...],
-    groups: int,
-    padding_mode: str,
+    stride: tuple[int, ...] | int,
+    padding: tuple[int, ...] | int | str,
+    dilation: tuple[int, ...] | int,
+    groups: int = 1,
+    padding_mode: str = "zeros",
 ) -> Geometry:
+    """Return the geometry of a convolution, from arguments as `F.conv2d` or `torch.nn.ConvNd` takes them."""
+    strides, dilations = _each(stride, kernel), _each(dilation, kernel)
     if padding == "valid":
         pairs = tuple((0, 0) for _ in kernel)
     elif padding == "same":
-        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        totals = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
         pairs = tuple((t // 2, t - t // 2) for t in totals)
     else:
-        pairs = tuple((int(p), int(p)) for p in padding)
-    return Geometry(kernel, stride, pairs, dilation, groups, padding_mode=padding_mode)
+        assert not isinstance(padding, str)
+        pairs = tuple((p, p) for p in _each(padding, kernel))
+    return Geometry(kernel, strides, pairs, dilations, groups, padding_mode=padding_mode)
+
+
+def _each(value: tuple[int, ...] | int, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    return (value,) * len(kernel) if isinstance(value, int) else tuple(value)
 
 
 def factored_convolution(
@@ -147,7 +154,7 @@ class _Convolution(Twin, _ConvNd):
 
     @property
     def _geometry(self) -> Geometry:
-        return _geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        return geometry_of(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
     def weight_gradient(self, packed: Packed, grad: Tensor) -> Tensor:
         """Return the weight's gradient for an input in packed form and a gradient [b, o, m..] of the output."""

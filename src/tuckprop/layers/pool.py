@@ -184,7 +184,7 @@ def _memory_format(x: Tensor, axes: int) -> torch.memory_format:
 
 
 def _keeps_position(x: Tensor, window: Window) -> bool:
-    """Say whether a call with input [b, c, h..] or [c, h..] can be saved; if not, it is for the plain op, or an error."""
+    """Say whether a call with input [b, c, h..] or [c, h..] can be saved; any other is for the plain op."""
     axes = len(window.kernel)
     if not worth_saving(x) or x.dim() not in {axes + 1, axes + 2} or {len(part) for part in window[:4]} != {axes}:
         return False

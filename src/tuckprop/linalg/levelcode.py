@@ -31,7 +31,7 @@ class LevelCode:
     Attributes:
         bits: Bits an element.
         reach: Beyond -reach and reach, the levels of the outermost cells hold.
-        pairs: Codes of a pair of cells, by cell + 256 * cell of the second, uint8 [65536]; none if the cell is the code.
+        pairs: Codes of a pair of cells, by one + 256 * the other, uint8 [65536]; none if the cell is the code.
         levels: float64 [2 ** bits].
     """
 

@@ -1,0 +1,40 @@
+"""What the norms share: the normalised input, kept in the codec's form where that is smaller than the input."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tuckprop.codecs import DensePacked, Packed
+from tuckprop.layers import _twin
+from tuckprop.layers._twin import Site
+
+
+def saves(*tensors: Tensor | None) -> bool:
+    """Say whether a call with these inputs and parameters keeps anything for backward, on tensors a saver can serve."""
+    present = [t for t in tensors if t is not None]
+    return (
+        torch.is_grad_enabled()
+        and any(t.requires_grad for t in present)
+        and all(t.is_floating_point() and t.layout == torch.strided and not t.is_meta for t in present)
+        and all(t.numel() > 0 for t in present)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def pack_normalised(site: Site, x: Tensor, normalise: Callable[[], Tensor]) -> Packed | None:
+    """Return the codec's form of the normalised input, or None where keeping `x` itself is as good.
+
+    Args:
+        site: The norm's site.
+        x: The input.
+        normalise: Computes the normalised input, of the shape of `x`: the only work buffer.
+
+    Returns:
+        The packed form. The normalised input rather than `x`: a mean that dwarfs the rest would take all of epsilon.
+    """
+    if not _twin.may_shrink(site.codec, x.shape):
+        return None
+    with torch.no_grad():
+        packed = site.pack(normalise())
+    return None if isinstance(packed, DensePacked) else packed

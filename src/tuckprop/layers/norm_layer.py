@@ -1,0 +1,99 @@
+"""LayerNorm.
+
+Index legend: l.. leading axes, f.. normalised axes, n = prod f.. ; m mean and r inverse standard deviation of each
+[l..], w weight, A^ = (A - m) r. With an output gradient G and H = G w:
+    dbias = sum_l G        dweight = sum_l G A^        dA = r (H - mean_f H - A^ mean_f(H A^))
+Statistics and bias gradient are exact; A^ is kept in the codec's form A'. With E = A' - A^ the error of dweight is
+`sum_l G E`, and that of dA in a row is at most `r |H| |E| (2 + |E| / sqrt(n)) / sqrt(n)`, as |A^| <= sqrt(n) in a row.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tuckprop.layers._intercept import InterceptingTwin
+from tuckprop.layers._normalised import pack_normalised, saves
+from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._twin import Site, Twin, twin_of
+
+_aten = torch.ops.aten
+
+
+class FactoredLayerNorm(torch.autograd.Function):
+    """`F.layer_norm` that keeps a packed normalised input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, site: Site, shape: list[int], eps: float
+    ) -> Tensor:
+        """Compute `F.layer_norm`; keep two statistics a row, and the normalised input in packed form or the input."""
+        y, mean, invstd = _aten.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.shape, ctx.packed = shape, None
+        tensors: tuple[Tensor, ...] = ()
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            packed = pack_normalised(site, x, lambda: (x - mean.to(x.dtype)).mul_(invstd.to(x.dtype)))
+            if packed is not None:
+                ctx.packed = (type(packed), packed.meta)
+            tensors = (x,) if packed is None else packed.tensors()
+        ctx.save_for_backward(weight, bias, mean, invstd, *tensors)
+        result: Tensor = y
+        return result
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of input, weight and bias, by PyTorch's own backward."""
+        weight, bias, mean, invstd, *tensors = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if not tensors:
+            leading = list(range(grad.dim() - len(ctx.shape)))
+            return None, None, (grad.sum(leading) if leading else grad).to(bias.dtype), None, None, None
+        x, shift, scale = tensors[0], mean, invstd
+        if ctx.packed is not None:
+            kind, meta = ctx.packed
+            # A' as an input of mean 0 and deviation 1; the true deviation is multiplied in afterwards.
+            x, shift, scale = kind.rebuild(tensors, meta).dense(), torch.zeros_like(mean), torch.ones_like(invstd)
+        mask = [needs_x, needs_weight, needs_bias]
+        grad_x, grad_weight, grad_bias = _aten.native_layer_norm_backward(
+            grad, x, ctx.shape, shift, scale, weight, bias, mask
+        )
+        if ctx.packed is not None and needs_x:
+            grad_x.mul_(invstd.to(grad_x.dtype))
+        return (
+            grad_x if needs_x else None,
+            grad_weight if needs_weight else None,
+            grad_bias if needs_bias else None,
+            *[None] * 3,
+        )
+
+
+def layer_norm(
+    module: Twin,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Compute `F.layer_norm`, keeping a packed normalised input; arguments after `module` are that function's."""
+    if not saves(input, weight, bias):
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    if input.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        input = input.float()  # As autocast does with this function.
+    result: Tensor = FactoredLayerNorm.apply(input, weight, bias, module._site, list(normalized_shape), eps)
+    return result
+
+
+class LayerNormTwin(InterceptingTwin):
+    """Mixin of every module whose forward calls `F.layer_norm`."""
+
+    functional = staticmethod(F.layer_norm)
+    saver = staticmethod(layer_norm)
+
+
+@twin_of(nn.LayerNorm)
+class FactoredLayerNormModule(LayerNormTwin, nn.LayerNorm):
+    """`nn.LayerNorm` that keeps a packed normalised input."""
