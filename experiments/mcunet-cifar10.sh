@@ -20,7 +20,7 @@ for seed in 233 234 235; do
       resume=()
       [ ! -e "$run/checkpoint.pt" ] || resume=(--resume)
       echo tuckprop train --model mcunet --weights "$weights" --data cifar10 --data-path "$data" --resolution 128 \
-        --train-size 3200 --val-size 1280 --epochs 6 --channels-last --codec "$codec" "${patch[@]}" --last "$last" --seed "$seed" \
+        --train-size 2560 --val-size 1280 --epochs 3 --channels-last --codec "$codec" "${patch[@]}" --last "$last" --seed "$seed" \
         --out "$run" "${resume[@]}"
     done
   done

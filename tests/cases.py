@@ -1,7 +1,9 @@
 """The one matrix of compressing layers and codecs that the tests run over. A registered type without a case fails."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +15,21 @@ from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.codecs.asi import ASI
 from tuckprop.linalg.modes import mode_product
 
-# A twin that compresses nothing by itself is covered by the test module that mirrors its own, layers/rectifier.py by
-# tests/layers/test_rectifier.py, which names the plain class. Exceptions go here: class name to file under tests/.
-COVERED_ELSEWHERE: dict[str, str] = {}
+# A twin without a case below is covered by the test module that mirrors its own, layers/rectifier.py by
+# tests/layers/test_rectifier.py, which names the plain class. Where several are covered by one, that is said here.
+COVERED_ELSEWHERE = {
+    "norm_batch": "test_norms",
+    "norm_group": "test_norms",
+    "norm_layer": "test_norms",
+}
+
+
+def check_named(plain: str, module: str) -> None:
+    """Check that the twin of class `plain`, which `module` defines, has a test module that names the class."""
+    mirrored = module.rpartition(".")[2]
+    path = Path(__file__).parent / "layers" / f"{COVERED_ELSEWHERE.get(mirrored, f'test_{mirrored}')}.py"
+    assert path.is_file(), f"{plain} has a twin, and {path.name} does not exist; see tests.cases.COVERED_ELSEWHERE"
+    assert re.search(rf"\b{plain}\b", path.read_text()), f"{plain} has a twin, and {path.name} does not name it"
 
 
 @dataclass(frozen=True)

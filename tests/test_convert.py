@@ -18,7 +18,7 @@ from tests.networks import CONVOLUTIONS, ConvNet, Transformer
 from tuckprop import HOSVD, SVD, Dense, GradientFilter, Plan, convert, freeze, plan, revert
 from tuckprop.errors import ConfigError, TuckpropError
 from tuckprop.layers import Twin
-from tuckprop.plan import choose_sites, decide
+from tuckprop.plan import SitePlan, choose_sites, decide
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -491,6 +491,14 @@ def test_in_a_transformer_last_counts_linear_layers_before_the_classifier() -> N
     assert not {"token", "patches.weight", "blocks.2.qkv.weight", "blocks.1.down.weight"} & trainable
 
 
+@pytest.mark.parametrize(("blocks", "linears"), [(1, 5), (2, 9), (3, 13)])
+def test_where_linear_layers_are_not_ten_times_as_many_convolutions_count(blocks: int, linears: int) -> None:
+    model = Transformer(blocks=blocks)
+    assert sum(isinstance(m, nn.Linear) for m in model.modules()) == linears
+    counted = choose_sites(model, last=1)
+    assert counted == (["patches"] if linears <= 10 else [f"blocks.{blocks - 1}.down"])
+
+
 def test_what_is_not_reached_by_a_gradient_is_frozen_also_where_the_model_holds_it_directly() -> None:
     model = convert(network(Transformer), HOSVD(0.7), last=1)
     assert not model.token.requires_grad
@@ -589,6 +597,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a plan for other layers": (
         lambda: convert(nn.ModuleDict({"0": nn.Flatten()}), decide(nn.Sequential(nn.Conv2d(3, 3, 3)), HOSVD())),
         r"the plan has a Conv2d at '0', the model has a Flatten",
+    ),
+    "a plan with a codec that does not serve the layer": (
+        lambda: convert(nn.Sequential(nn.Linear(3, 3)), Plan((SitePlan("0", "Linear", GradientFilter()),))),
+        r"the plan has GradientFilter\(patch=2\) at '0': Gradient Filter is defined for Conv2d only",
     ),
     "a plan and other arguments": (
         lambda: convert(network(), decide(network(), HOSVD()), last=2),

@@ -63,6 +63,17 @@ def test_the_last_layers_are_planned_with_the_rest_frozen() -> None:
     assert decided.sites[0].plain_bytes == 8 * 8 * 16 * 16 * 4
 
 
+def test_bytes_are_those_of_training_whatever_the_mode() -> None:
+    plans = [plan(model, BATCH, HOSVD(0.8)) for model in (chain(), chain().eval())]
+    assert plans[0] == plans[1]
+
+
+def test_what_is_frozen_is_no_site_and_not_listed() -> None:
+    decided = decide(ConvNet(), HOSVD(0.8), last=2)
+    assert decided.frozen == ("stem", "bn", "act", "block.expand", "block.norm", "block.depthwise")
+    assert not {site.name for site in (*decided.sites, *decided.skipped)} & set(decided.frozen)
+
+
 def test_an_example_may_be_a_tensor_a_tuple_or_a_dict() -> None:
     class TwoInputs(nn.Module):
         def __init__(self) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.cases import check_named
 from tuckprop import HOSVD, convert, revert
-from tuckprop.layers import Twin
+from tuckprop.layers import Twin, all_twins, load_twins_for
 from tuckprop.zoo._torchvision import import_torchvision
 
 import_torchvision()  # timm imports it, and it does not import beside every build of torch.
@@ -82,3 +83,11 @@ def test_gradients_are_the_plain_ones_and_revert_restores_the_network(name: str)
     assert torch.equal(again_output, output)
     assert all(torch.equal(again[key], expected[key]) for key in expected)
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+
+
+def test_every_twin_of_a_timm_layer_has_a_test_module_that_names_it() -> None:
+    load_twins_for(timm.layers.BatchNormAct2d(1))
+    found = {key[0].__name__: twin for key, twin in all_twins().items() if key[0].__module__.startswith("timm")}
+    assert "BatchNormAct2d" in found
+    for plain, twin in found.items():
+        check_named(plain, twin.__module__)

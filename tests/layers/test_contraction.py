@@ -18,14 +18,14 @@ shares = st.sampled_from([0.01, 0.4, 0.7, 1.0])
 any_axes = st.one_of(st.none(), st.sets(st.integers(0, 4)).map(lambda axes: tuple(sorted(axes))))
 
 
-@settings(max_examples=150)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.one_of(convolutions(), transposed_convolutions()), shares, st.sampled_from(ROUTES))
 def test_any_convolution_by_any_route(case: LayerCase, share: float, chosen: str) -> None:
     with forced_packing(), forced_route(chosen):
         check_contract(case, RandomTucker(share))
 
 
-@settings(max_examples=150)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.one_of(convolutions(), transposed_convolutions()), shares, any_axes)
 def test_any_convolution_by_the_route_that_is_chosen(case: LayerCase, share: float, axes: tuple[int, ...]) -> None:
     with forced_packing():
@@ -38,7 +38,7 @@ def test_any_layer_under_hosvd(case: LayerCase, epsilon: float) -> None:
         check_contract(case, HOSVD(epsilon))
 
 
-@settings(max_examples=150)
+@settings(max_examples=3 * settings().max_examples)
 @given(linears(), shares, any_axes)
 def test_any_linear(case: LayerCase, share: float, axes: tuple[int, ...]) -> None:
     with forced_packing():

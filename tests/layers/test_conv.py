@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from tests.cases import LAYERS, RandomTucker, decaying
 from tests.layers.contract import TIGHT, Run
 from tuckprop import HOSVD, convert
-from tuckprop.layers.conv import FactoredConv2d, _geometry
+from tuckprop.layers.conv import FactoredConv2d, geometry_of
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
@@ -16,7 +16,7 @@ from tuckprop.layers.conv import FactoredConv2d, _geometry
 def test_the_matrix_has_what_the_paddings_need(mode: str, kernel: tuple[int, int]) -> None:
     """'same' with an even kernel pads one more after than before; every mode must see it so."""
     layer = nn.Conv2d(1, 1, kernel, padding="same", padding_mode=mode, bias=False, dtype=torch.float64)
-    geometry = _geometry(
+    geometry = geometry_of(
         layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
     )
     assert geometry.padding == tuple(((k - 1) // 2, k // 2) for k in kernel)

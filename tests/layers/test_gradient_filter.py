@@ -72,7 +72,7 @@ def test_dilation(dilation: int, patch: int, groups: int) -> None:
     check(layer, decaying((2, 2, 9, 8), seed=1), patch)
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings().max_examples // 2)
 @given(
     patch=st.integers(1, 5),
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),

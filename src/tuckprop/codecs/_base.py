@@ -71,6 +71,12 @@ class Tracker(Protocol):
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every tensor that is remembered."""
 
+    def state(self) -> dict[str, Any]:
+        """Return what is remembered, for a checkpoint: tensors, plain values, lists and dictionaries of these."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Remember what `state` returned."""
+
 
 @dataclass(frozen=True)
 class Codec(ABC):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,14 @@ class IterationTracker:
         self.bases = {
             shape: {axis: function(basis) for axis, basis in known.items()} for shape, known in self.bases.items()
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return the bases, for a checkpoint."""
+        return {"bases": [{"shape": list(shape), "factors": dict(known)} for shape, known in self.bases.items()]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.bases = {tuple(entry["shape"]): dict(entry["factors"]) for entry in state["bases"]}
 
     def _factor(self, y: Tensor, order: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
         flat = y.flatten()

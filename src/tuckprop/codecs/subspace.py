@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
@@ -71,6 +72,21 @@ class SubspaceTracker:
         for key, known in self.bases.items():
             moved = {axis: function(basis) for axis, basis in known.factors.items()}
             self.bases[key] = Bases(moved, known.ranks, known.lost, known.age)
+
+    def state(self) -> dict[str, Any]:
+        """Return the bases and the counts, for a checkpoint."""
+        bases = [
+            {"size": list(key), "factors": dict(b.factors), "ranks": dict(b.ranks), "lost": b.lost, "age": b.age}
+            for key, b in self.bases.items()
+        ]
+        return {"bases": bases, "refreshes": self.refreshes, "uses": self.uses}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.bases = {
+            tuple(b["size"]): Bases(dict(b["factors"]), dict(b["ranks"]), b["lost"], b["age"]) for b in state["bases"]
+        }
+        self.refreshes, self.uses = state["refreshes"], state["uses"]
 
     def _factor(self, y: Tensor, order: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
         energy = _energy(y)

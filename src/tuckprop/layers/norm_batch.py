@@ -54,7 +54,8 @@ class FactoredBatchNorm(torch.autograd.Function):
             x, weight, bias, running_mean, running_var, training, momentum, eps, cudnn
         )
         if not training:
-            assert running_mean is not None and running_var is not None
+            assert running_mean is not None
+            assert running_var is not None
             # Of their own: the buffers change in place with the next batch in train mode.
             mean, invstd = running_mean.clone(), (running_var + eps).rsqrt()
         tensors: tuple[Tensor, ...] = ()

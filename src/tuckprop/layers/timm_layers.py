@@ -1,4 +1,4 @@
-"""timm's own layers: norms that have an activation or a change of axes in them, and convolutions that pad as they go."""
+"""timm's own layers: norms with an activation or a change of axes in them, convolutions that compute their padding."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from tuckprop.layers.smooth import FewBitTwin, gelu
 
 @twin_of(timm_layers.BatchNormAct2d)
 class FactoredBatchNormAct2d(BatchNormTwin, timm_layers.BatchNormAct2d):
-    """timm's `BatchNormAct2d` that keeps a packed normalised input; its activation is a module with a twin of its own."""
+    """timm's `BatchNormAct2d` that keeps a packed normalised input; its activation module has its own twin."""
 
 
 @twin_of(timm_layers.LayerNorm)

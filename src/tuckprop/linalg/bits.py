@@ -3,8 +3,8 @@
 Two layouts, each the one that unpacks in the fewest passes over long rows:
     flags   1 bit. A slab of s elements is 8 planes: bit j of byte i is element j * (s / 8) + i of the slab.
     codes   1, 2, 4 or 8 bits. Neighbours share a byte, the first in its lowest bits.
-Work goes slab by slab, so that intermediate results stay in the processor's cache: on a CPU a pass over a slab costs a
-tenth of a pass over main memory, and no buffer of the activation's size is ever made.
+Work goes slab by slab, so that intermediate results stay in the processor's caches and no buffer of the activation's
+size is ever made: most of what a pass over a large new tensor costs on a CPU is the operating system handing out pages.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from tuckprop.errors import ConfigError
 
-# Elements of a slab, a multiple of 8. On a CPU a few slabs of 4-byte numbers fit into the second-level cache; on an
-# accelerator there is nothing to gain from small pieces, and each one costs the launch of several kernels.
-_CPU_SLAB = 1 << 18
+# Elements of a slab, a multiple of 8. On a CPU a few slabs of 4-byte numbers shall fit into a cache, yet each operation
+# on a slab is a meeting of all threads, which is slow where other programs compete for the cores: a quarter of this is
+# no faster on an idle machine, and far slower on a busy one. On an accelerator each piece costs several launches.
+_CPU_SLAB = 1 << 20
 _ACCELERATOR_SLAB = 1 << 22
 
 CODE_BITS = (1, 2, 4, 8)

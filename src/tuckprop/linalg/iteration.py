@@ -72,4 +72,5 @@ def leading_subspace(x: Tensor, mode: int, epsilon: float, energy: float, start:
     rank = int((share < epsilon).sum()) + 1
     if rank > len(energies):
         return None
-    return (block @ rotation.flip(1)[:, :rank]).contiguous()
+    basis: Tensor = block @ rotation.flip(1)[:, :rank]
+    return basis.contiguous()

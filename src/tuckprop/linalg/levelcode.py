@@ -84,10 +84,12 @@ class LevelCode:
     def _cells(self, x: Tensor) -> Tensor:
         """Return the cell of each element, uint8."""
         width = 2 * self.reach / CELLS
+        offset = torch.full((), CELLS / 2 - _JUST_BELOW, dtype=torch.float32, device=x.device)
         # The half cell keeps the upper end in the last cell.
-        inside = x.to(torch.float32, copy=True).clamp_(-self.reach, self.reach - width / 2)
+        inside = torch.clamp(x.float(), -self.reach, self.reach - width / 2)
+        torch.add(offset, inside, alpha=1 / width, out=inside)
         # By way of int16, because there is no fast way from a floating type to uint8.
-        return inside.mul_(1 / width).add_(CELLS / 2 - _JUST_BELOW).to(torch.int16).to(torch.uint8)
+        return inside.to(torch.int16).to(torch.uint8)
 
     def decode(self, packed: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield slab after slab of levels.

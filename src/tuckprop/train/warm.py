@@ -4,36 +4,22 @@ It is no part of a model's `state_dict`, so that a checkpoint's weights load int
 is resumed must have it to go on to the same result.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 
+from tuckprop.codecs import Tracker
 from tuckprop.layers import Twin
 
 
-@runtime_checkable
-class Savable(Protocol):
-    """A tracker that can be saved. One that cannot starts anew when a run is resumed."""
-
-    def state(self) -> dict[str, Any]:
-        """Return what is remembered: tensors, plain values, and lists and dictionaries of these."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Remember what `state` returned."""
-
-
-def _savable(model: nn.Module) -> dict[str, Savable]:
-    savable: dict[str, Savable] = {}
-    for name, module in model.named_modules():
-        tracker = module._site.tracker if isinstance(module, Twin) else None
-        if isinstance(tracker, Savable):
-            savable[name] = tracker
-    return savable
+def _trackers(model: nn.Module) -> dict[str, Tracker]:
+    sites = {name: module._site for name, module in model.named_modules() if isinstance(module, Twin)}
+    return {name: site.tracker for name, site in sites.items() if site.tracker is not None}
 
 
 def warm_state(model: nn.Module) -> dict[str, Any]:
     """Return the state of every tracker of a converted model, by the site's name."""
-    return {name: tracker.state() for name, tracker in _savable(model).items()}
+    return {name: tracker.state() for name, tracker in _trackers(model).items()}
 
 
 def restore_warm_state(model: nn.Module, state: dict[str, Any]) -> None:
@@ -46,7 +32,7 @@ def restore_warm_state(model: nn.Module, state: dict[str, Any]) -> None:
     Raises:
         ValueError: The sites are others.
     """
-    trackers = _savable(model)
+    trackers = _trackers(model)
     if trackers.keys() != state.keys():
         raise ValueError(f"expected tracked sites {sorted(trackers)}, got {sorted(state)}")
     for name, tracker in trackers.items():
