@@ -19,7 +19,7 @@ from arms import NETWORKS, Training, batches
 from rich.console import Console
 from rich.table import Table
 
-from tuckprop.memory import census
+from tuckprop.memory import census, return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Options:
     """cpu or cuda."""
     threads: int = 2
     """CPU threads."""
+    return_freed: bool = False
+    """Let every method return freed memory to the operating system at once (tuckprop.memory.return_freed_memory)."""
     out: Path | None = None
     """Write records to this JSONL file."""
     child: tuple[str, ...] = field(default=())
@@ -61,6 +63,8 @@ def measure(options: Options) -> dict[str, object]:
     """Train a few steps in this process and return what they took, in bytes."""
     network, method = options.child
     torch.set_num_threads(options.threads)
+    if options.return_freed and not return_freed_memory():
+        raise RuntimeError("--return-freed: this C library is not glibc")
     device = torch.device(options.device)
     pairs = list(batches(NETWORKS[network], options.data, options.data_path, 1, device))
     training = Training(network, method, device, options.weights)
@@ -86,6 +90,7 @@ def run(options: Options, network: str, method: str) -> dict[str, object]:
     for name in ("data", "data_path", "weights", "steps", "device", "threads"):
         if getattr(options, name) is not None:
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    command += ["--return-freed"] if options.return_freed else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"network": network, "method": method, "error": done.stderr.strip().splitlines()[-1]}
