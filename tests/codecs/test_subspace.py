@@ -173,3 +173,10 @@ def test_gradient_accumulation_adds_up() -> None:
 def test_wrong_settings_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         Subspace(**arguments)
+
+
+def test_a_batch_mode_without_a_factor_is_not_counted() -> None:
+    x = decaying((8, 6, 1, 1), seed=0, decay=0.1)
+    packed = pack(Subspace(0.8).tracker(), x)
+    assert 0 not in packed.factors
+    assert packed.paper_count() == sum(tensor.numel() for tensor in packed.tensors())

@@ -105,7 +105,7 @@ class SubspaceTracker:
         factors = {order.index(axis): basis.to(y) for axis, basis in known.factors.items()}
         core, batch = self._factor_batch(core, order.index(0), y.numel())
         factors |= batch
-        rank = core.shape[order.index(0)]
+        rank = core.shape[order.index(0)] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
 
     def _fits(self, lost: float, expected: float) -> bool:
