@@ -1,9 +1,10 @@
 """What the norms share: the normalised input, kept in the codec's form where that is smaller than the input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tuckprop.codecs import DensePacked, Packed
 from tuckprop.layers import _twin
@@ -16,14 +17,19 @@ def saves(*tensors: Tensor | None) -> bool:
     return (
         torch.is_grad_enabled()
         and any(t.requires_grad for t in present)
+        and all(type(t) in {Tensor, nn.Parameter} for t in present)
         and all(t.is_floating_point() and t.layout == torch.strided and not t.is_meta for t in present)
         and all(t.numel() > 0 for t in present)
         and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
 def pack_normalised(site: Site, x: Tensor, normalise: Callable[[], Tensor]) -> Packed | None:
     """Return the codec's form of the normalised input, or None where keeping `x` itself is as good.
+
+    Called before the output is computed, so that the normalised input and the output are not held together.
 
     Args:
         site: The norm's site.
@@ -38,3 +44,23 @@ def pack_normalised(site: Site, x: Tensor, normalise: Callable[[], Tensor]) -> P
     with torch.no_grad():
         packed = site.pack(normalise())
     return None if isinstance(packed, DensePacked) else packed
+
+
+def keep(ctx: Any, x: Tensor, packed: Packed | None) -> tuple[Tensor, ...]:
+    """Return the tensors to save, of `packed` or else `x`; `kept` finds them again by what is noted in `ctx`."""
+    ctx.packed = None if packed is None else (type(packed), packed.meta)
+    return (x,) if packed is None else packed.tensors()
+
+
+def kept(ctx: Any, tensors: Sequence[Tensor]) -> Packed | None:
+    """Return the packed form that was kept, or None where `tensors` is the input alone."""
+    if ctx.packed is None:
+        return None
+    kind, meta = ctx.packed
+    packed: Packed = kind.rebuild(tensors, meta)
+    return packed
+
+
+def work_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of statistics of `x`: float32 for half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
