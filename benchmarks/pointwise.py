@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from tuckprop.codecs import Dense
 from tuckprop.layers import Site, find_twin
-
 from tuckprop.layers._twin import become_twin
 
 SHAPE = (32, 96, 64, 64)
@@ -86,8 +85,10 @@ def main() -> None:
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     x = torch.randn(SHAPE)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {list(SHAPE)} float32, {x.nbytes / 2**20:.0f} MiB")
-    print(f"{'layer':28s} {'plain saves':>14s} {'twin saves':>10s} {'plain ms':>9s} {'twin ms':>9s}   ratio: best, median (fwd, bwd)")
+    size = f"{list(SHAPE)} float32, {x.nbytes / 2**20:.0f} MiB"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {size}")
+    heads = f"{'plain saves':>14s} {'twin saves':>10s} {'plain ms':>9s} {'twin ms':>9s}"
+    print(f"{'layer':28s} {heads}   ratio: best, median (fwd, bwd)")
     for layer in LAYERS:
         if arguments.only not in type(layer).__name__:
             continue
