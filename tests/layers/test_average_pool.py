@@ -79,7 +79,11 @@ def test_an_adaptive_maximum_holds_four_bytes_an_output(module: nn.Module, shape
 
 @pytest.mark.parametrize(
     ("module", "shape"),
-    [(nn.AdaptiveAvgPool1d(1), (2, 3, 9)), (nn.AdaptiveAvgPool2d(1), (2, 3, 8, 9)), (nn.AdaptiveAvgPool3d(1), (2, 3, 4, 5, 6))],
+    [
+        (nn.AdaptiveAvgPool1d(1), (2, 3, 9)),
+        (nn.AdaptiveAvgPool2d(1), (2, 3, 8, 9)),
+        (nn.AdaptiveAvgPool3d(1), (2, 3, 4, 5, 6)),
+    ],
     ids=repr,
 )
 def test_a_mean_is_left_to_pytorch_which_holds_nothing(module: nn.Module, shape: tuple[int, ...]) -> None:

@@ -196,7 +196,8 @@ def test_function_transforms_run_the_plain_op() -> None:
 
 def test_a_gradient_in_another_layout_is_brought_into_the_inputs() -> None:
     x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    for grad in (torch.randn(2, 3, 4, 5), torch.randn(()).expand(2, 3, 4, 5), torch.randn(5, 4, 3, 2).permute(3, 2, 1, 0)):
+    permuted = torch.randn(5, 4, 3, 2).permute(3, 2, 1, 0)
+    for grad in (torch.randn(2, 3, 4, 5), torch.randn(()).expand(2, 3, 4, 5), permuted):
         assert_same_step(nn.ReLU(), x, grad=grad)
 
 

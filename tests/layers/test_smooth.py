@@ -1,4 +1,4 @@
-"""Smooth activations: the forward is PyTorch's, the gradient is the fitted levels times what comes in, k bits are held."""
+"""Smooth activations: PyTorch's forward, a gradient of fitted levels times what comes in, k bits held."""
 
 import copy
 import pickle
