@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from tuckprop.errors import ConfigError
 from tuckprop.layers._once import first_derivative_only
@@ -60,7 +61,9 @@ def level_code(function: Smooth, bits: int, device: torch.device) -> LevelCode:
     """
     if bits not in CODE_BITS:
         raise ConfigError(f"derivative bits: expected one of {CODE_BITS}, got {bits!r}")
-    levels = best_levels(measure_cells(derivative(function), normal, REACH, CELLS), 1 << bits)
+    # Hooks of the caller's own, around the forward that is the first to need this code, are not meant for it.
+    with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        levels = best_levels(measure_cells(derivative(function), normal, REACH, CELLS), 1 << bits)
     return LevelCode.of(levels, bits, device)
 
 
