@@ -19,12 +19,12 @@ from tuckprop.linalg.modes import mode_product
 # tests/layers/test_rectifier.py, which names the plain class. Where several are covered by one, that is said here.
 COVERED_ELSEWHERE = {
     "adaptive_max_pool": "test_pools_and_dropout",
-    "average_pool": "test_pools_and_dropout",
-    "dropout": "test_pools_and_dropout",
+    "timm_activations": "test_timm_layers",
     "norm_batch": "test_norms",
     "norm_group": "test_norms",
+    "norm_instance": "test_norm_layouts",
     "norm_layer": "test_norms",
-    "pool": "test_pools_and_dropout",
+    "norm_rms": "test_norm_layouts",
 }
 
 

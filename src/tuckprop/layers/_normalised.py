@@ -26,7 +26,7 @@ def saves(*tensors: Tensor | None) -> bool:
     )
 
 
-def pack_normalised(site: Site, x: Tensor, normalise: Callable[[], Tensor]) -> Packed | None:
+def pack_normalised(site: Site, x: Tensor, normalise: Callable[[], Tensor]) -> tuple[Packed | None, Tensor | None]:
     """Return the codec's form of the normalised input, or None where keeping `x` itself is as good.
 
     Called before the output is computed, so that the normalised input and the output are not held together.
@@ -37,13 +37,19 @@ def pack_normalised(site: Site, x: Tensor, normalise: Callable[[], Tensor]) -> P
         normalise: Computes the normalised input, of the shape of `x`: the only work buffer.
 
     Returns:
-        The packed form. The normalised input rather than `x`: a mean that dwarfs the rest would take all of epsilon.
+        The packed form, and the work buffer, which may be overwritten; None where there is none. The normalised input
+        rather than `x`: a mean that dwarfs the rest would take all of epsilon.
     """
     if not _twin.may_shrink(site.codec, x.shape):
-        return None
+        return None, None
     with torch.no_grad():
-        packed = site.pack(normalise())
-    return None if isinstance(packed, DensePacked) else packed
+        buffer = normalise()
+        packed = site.pack(buffer)
+    if isinstance(packed, DensePacked):
+        return None, buffer
+    memory = buffer.untyped_storage().data_ptr()
+    shares = any(tensor.untyped_storage().data_ptr() == memory for tensor in packed.tensors())
+    return packed, None if shares else buffer
 
 
 def keep(ctx: Any, x: Tensor, packed: Packed | None) -> tuple[Tensor, ...]:

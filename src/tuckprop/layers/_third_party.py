@@ -5,14 +5,14 @@ from importlib import import_module
 
 from torch import nn
 
-# Top-level package of a module's class to the file here that registers twins for it.
-_FILES = {"timm": "timm_layers"}
+# Top-level package of a module's class to the files here that register twins for it.
+_FILES = {"timm": ("timm_layers", "timm_activations"), "torchvision": ("torchvision_layers",)}
 
 
 @cache
 def _load(package: str) -> None:
-    if package in _FILES:
-        import_module(f"tuckprop.layers.{_FILES[package]}")
+    for file in _FILES.get(package, ()):
+        import_module(f"tuckprop.layers.{file}")
 
 
 def load_twins_for(module: nn.Module) -> None:

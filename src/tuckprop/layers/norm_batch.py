@@ -9,6 +9,7 @@ Statistics, bias gradient and, with running statistics, the input gradient are e
 With E = A' - A^ the error of dweight is `sum G E`, at most |G_c| |E_c| in a channel, and that of dA with training
 statistics is `w r (A^ sum G E + E dweight') / n`: A^ has norm sqrt(n) in a channel, so that it is at most
 `|w| r |G_c| |E_c| (1 / sqrt(n)) (2 + |E_c| / sqrt(n))`, where |E| <= sqrt(d (1 - epsilon)) |A^| for HOSVD.
+Where the ranks are low, backward forms no A': both sums and the last term of dA come from its core (`_one_factor.py`).
 """
 
 from typing import Any
@@ -19,16 +20,19 @@ from torch import Tensor, nn
 
 from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import pack_normalised, saves
+from tuckprop.layers._normalised import keep, kept, pack_normalised, saves, work_dtype
 from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._one_factor import OneFactor, dense_gradient, memory_order, rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
-from tuckprop.linalg.modes import mode_product
 
 _aten = torch.ops.aten
 
+Gradients = list[Tensor | None]
 
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(1, -1, *[1] * (like.dim() - 2))
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """Return values [c] so that they broadcast with a tensor [b, c, s..] and have its dtype."""
+    return values.view(1, -1, *[1] * (like.dim() - 2)).to(like.dtype)
 
 
 class FactoredBatchNorm(torch.autograd.Function):
@@ -48,93 +52,156 @@ class FactoredBatchNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         """Compute `F.batch_norm`; keep statistics a channel, and of the input what the gradients need."""
-        ctx.training, ctx.eps, ctx.packed = training, eps, None
-        cudnn = torch.backends.cudnn.enabled
-        y, mean, invstd, *_ = torch._batch_norm_impl_index(
-            x, weight, bias, running_mean, running_var, training, momentum, eps, cudnn
-        )
+        ctx.training, ctx.eps = training, eps
+        tensors: tuple[Tensor, ...] = ()
+        buffer = None
+        if ctx.needs_input_grad[1] or (training and ctx.needs_input_grad[0]):
+            running = (None, None) if training else (running_mean, running_var)
+            packed, buffer = pack_normalised(site, x, lambda: normalised(x, *running, eps))
+            tensors = keep(ctx, x, packed)
+        y, mean, spread = plain(x, weight, bias, running_mean, running_var, training, momentum, eps, buffer)
         if not training:
             assert running_mean is not None
             assert running_var is not None
             # Of their own: the buffers change in place with the next batch in train mode.
-            mean, invstd = running_mean.clone(), (running_var + eps).rsqrt()
-        tensors: tuple[Tensor, ...] = ()
-        if ctx.needs_input_grad[1] or (training and ctx.needs_input_grad[0]):
-            packed = pack_normalised(site, x, lambda: _normalise(x, mean, invstd))
-            if packed is not None:
-                ctx.packed = (type(packed), packed.meta)
-            tensors = (x,) if packed is None else packed.tensors()
-        ctx.save_for_backward(weight, mean, invstd, *tensors)
-        result: Tensor = y
-        return result
+            mean, spread = running_mean.clone(), running_var.clone()
+        ctx.save_for_backward(weight, mean, spread, *tensors)
+        return y
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, weight and bias."""
-        weight, mean, invstd, *tensors = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        if ctx.training and (needs_x or needs_weight):
-            gradients = _training_backward(ctx, grad, weight, mean, invstd, tensors)
-            return *gradients, *[None] * 6
-        grad_x = grad_weight = None
-        if needs_x:
-            scale = invstd if weight is None else weight * invstd
-            grad_x = grad * _per_channel(scale, grad).to(grad.dtype)
-        if needs_weight:
-            if ctx.packed is None:
-                grad_weight = _kept_inner_product(grad, tensors[0], mean, invstd)
-            else:
-                kind, meta = ctx.packed
-                grad_weight = inner_product_by_channel(kind.rebuild(tensors, meta), grad)
-            grad_weight = grad_weight.to(weight.dtype)
-        sums = grad.sum([d for d in range(grad.dim()) if d != 1]).to(mean.dtype) if needs_bias else None
-        return grad_x, grad_weight, sums, *[None] * 6
+        weight, mean, spread, *tensors = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[:3])
+        if not tensors:
+            invstd = None if ctx.training else (spread + ctx.eps).rsqrt()
+            gradients = _without_input(grad, weight, invstd, mean.dtype, mask)
+        elif (packed := kept(ctx, tensors)) is None:
+            gradients = _from_input(ctx, grad, tensors[0], weight, mean, spread, mask)
+        else:
+            invstd = spread if ctx.training else (spread + ctx.eps).rsqrt()
+            gradients = packed_backward(packed, grad, weight, invstd, ctx.training, mask)
+        return *gradients, *[None] * 6
 
 
-def _normalise(x: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
-    shift, scale = _per_channel(mean, x).to(x.dtype), _per_channel(invstd, x).to(x.dtype)
-    return (x - shift).mul_(scale)
+def plain(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    buffer: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `F.batch_norm` computes, and mean and inverse standard deviation [c] if these are the batch's own.
+
+    Args:
+        x: The input; the other arguments are those of `F.batch_norm`.
+        weight: As there.
+        bias: As there.
+        running_mean: As there.
+        running_var: As there.
+        training: As there.
+        momentum: As there.
+        eps: As there.
+        buffer: Like the output, to be overwritten with it, or None. Fresh memory would cost more than the norm itself.
+    """
+    arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
+    if buffer is not None and _overwrites_rightly(x, buffer):
+        statistics = buffer.new_empty(0), buffer.new_empty(0)
+        _aten.native_batch_norm.out(*arguments, out=buffer, save_mean=statistics[0], save_invstd=statistics[1])
+        return buffer, *statistics
+    y, mean, invstd, *_ = torch._batch_norm_impl_index(*arguments, torch.backends.cudnn.enabled)
+    return y, mean, invstd
 
 
-def _training_backward(
-    ctx: Any, grad: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, tensors: list[Tensor]
-) -> list[Tensor | None]:
-    """Run PyTorch's own backward: on the input itself, or on the kept A' as an input of mean 0 and deviation 1."""
-    x, scale = tensors[0], weight
-    if ctx.packed is not None:
-        kind, meta = ctx.packed
-        x = kind.rebuild(tensors, meta).dense()
-        scale = invstd if weight is None else weight * invstd
-        mean, invstd = torch.zeros_like(mean), torch.ones_like(invstd)
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    mask = [needs_x, needs_weight, needs_bias]
-    grad_x, grad_weight, grad_bias = _aten.native_batch_norm_backward(
-        grad, x, scale, None, None, mean, invstd, True, ctx.eps, mask
-    )
-    return [grad_x if needs_x else None, grad_weight if needs_weight else None, grad_bias if needs_bias else None]
+def _overwrites_rightly(x: Tensor, buffer: Tensor) -> bool:
+    """Say whether PyTorch's kernel with `out` computes what the other does: not where it would have to copy `x`."""
+    return x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64} and x.stride() == buffer.stride()
 
 
-def _kept_inner_product(grad: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
-    axes = [d for d in range(grad.dim()) if d != 1]
-    centred = (grad * x).sum(axes) - mean * grad.sum(axes)
-    return centred * invstd
+def normalised(x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Tensor:
+    """Return A^ by PyTorch's kernel, from these statistics or from those of `x`."""
+    # Weights in the precision of the statistics keep those in it, where `x` is in half precision.
+    channels = torch.ones(x.shape[1], dtype=work_dtype(x) if mean is None else mean.dtype, device=x.device)
+    result: Tensor = _aten.native_batch_norm(
+        x, channels, torch.zeros_like(channels), mean, var, mean is None, 0.0, eps
+    )[0]
+    return result
 
 
-def inner_product_by_channel(packed: Packed, grad: Tensor) -> Tensor:
-    """Return `sum_{b, s..} G[b, c, s..] A'[b, c, s..]` from the factors, without forming A'.
+def _without_input(
+    grad: Tensor, weight: Tensor | None, invstd: Tensor | None, dtype: torch.dtype, mask: list[bool]
+) -> Gradients:
+    """Return the gradients that need no input: of the bias and, with running statistics, of the input."""
+    grad_x = None
+    if mask[0]:
+        assert invstd is not None
+        grad_x = grad * per_channel(invstd if weight is None else weight * invstd, grad)
+    return [grad_x, None, sum_by_channel(grad, dtype) if mask[2] else None]
+
+
+def _from_input(
+    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, spread: Tensor, mask: list[bool]
+) -> Gradients:
+    """Run PyTorch's own backward on the input itself."""
+    statistics = (None, None, mean, spread) if ctx.training else (mean, spread, None, None)
+    gradients = _aten.native_batch_norm_backward(grad, x, weight, *statistics, ctx.training, ctx.eps, mask)
+    return [gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True)]
+
+
+def packed_backward(
+    packed: Packed, grad: Tensor, weight: Tensor | None, invstd: Tensor, training: bool, mask: list[bool]
+) -> Gradients:
+    """Return the gradients from A'.
 
     Args:
         packed: A', shape [b, c, s..].
         grad: G, the same shape.
+        weight: w [c].
+        invstd: r [c].
+        training: Whether the statistics are those of the batch.
+        mask: Whether the gradients of input, weight and bias are wanted.
 
     Returns:
-        Shape [c].
+        The gradients, None where not wanted.
     """
-    core, factors = packed.partial([axis for axis in range(grad.dim()) if axis != 1])
-    for axis in sorted(factors, key=lambda a: factors[a].shape[1] / factors[a].shape[0]):
-        grad = mode_product(grad, factors[axis], axis)
-    return (grad * core).sum([d for d in range(grad.dim()) if d != 1])
+    grad, invstd = dense_gradient(grad), invstd.to(work_dtype(invstd))
+    scale = invstd if weight is None else weight * invstd
+    form = OneFactor.of(packed, grad, (1,))
+    if form is None:
+        return _rebuilt_backward(packed, grad, weight, scale, training, mask)
+    sums = form.sums(grad).to(invstd.dtype)
+    grad_sum = sum_by_channel(grad, invstd.dtype) if mask[2] or (training and mask[0]) else None
+    grad_x = None
+    if mask[0] and training:
+        assert grad_sum is not None
+        samples = grad.numel() // grad.shape[1]
+        grad_x = form.combine(grad, scale, -scale * sums / samples, -scale * grad_sum / samples)
+    elif mask[0]:
+        grad_x = grad * per_channel(scale, grad)
+    grad_weight = sums.to(weight.dtype) if weight is not None and mask[1] else None
+    return [grad_x, grad_weight, grad_sum if mask[2] else None]
+
+
+def _rebuilt_backward(
+    packed: Packed, grad: Tensor, weight: Tensor | None, scale: Tensor, training: bool, mask: list[bool]
+) -> Gradients:
+    """Run PyTorch's own backward on A' as an input of mean 0 and deviation 1."""
+    x = rebuild(packed, memory_order(grad))
+    mean, invstd = torch.zeros_like(scale), torch.ones_like(scale)
+    statistics = (None, None, mean, invstd) if training else (mean, invstd, None, None)
+    gradients = _aten.native_batch_norm_backward(grad, x, scale, *statistics, training, 0.0, mask)
+    return [gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True)]
+
+
+def sum_by_channel(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `sum G` over all axes but the channels, [c]."""
+    axes = [axis for axis in range(grad.dim()) if axis != 1]
+    return grad.sum(axes, dtype=torch.promote_types(dtype, work_dtype(grad))).to(dtype)
 
 
 def batch_norm(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import pack_normalised, saves
+from tuckprop.layers._normalised import keep, kept, pack_normalised, saves
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Site, Twin, twin_of
 
@@ -30,14 +30,12 @@ class FactoredLayerNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, site: Site, shape: list[int], eps: float
     ) -> Tensor:
         """Compute `F.layer_norm`; keep two statistics a row, and the normalised input in packed form or the input."""
-        y, mean, invstd = _aten.native_layer_norm(x, shape, weight, bias, eps)
-        ctx.shape, ctx.packed = shape, None
+        ctx.shape = shape
         tensors: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            packed = pack_normalised(site, x, lambda: (x - mean.to(x.dtype)).mul_(invstd.to(x.dtype)))
-            if packed is not None:
-                ctx.packed = (type(packed), packed.meta)
-            tensors = (x,) if packed is None else packed.tensors()
+            packed = pack_normalised(site, x, lambda: _aten.native_layer_norm(x, shape, None, None, eps)[0])[0]
+            tensors = keep(ctx, x, packed)
+        y, mean, invstd = _aten.native_layer_norm(x, shape, weight, bias, eps)
         ctx.save_for_backward(weight, bias, mean, invstd, *tensors)
         result: Tensor = y
         return result
@@ -47,27 +45,18 @@ class FactoredLayerNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, weight and bias, by PyTorch's own backward."""
         weight, bias, mean, invstd, *tensors = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        mask = list(ctx.needs_input_grad[:3])
         if not tensors:
             leading = list(range(grad.dim() - len(ctx.shape)))
-            return None, None, (grad.sum(leading) if leading else grad).to(bias.dtype), None, None, None
-        x, shift, scale = tensors[0], mean, invstd
-        if ctx.packed is not None:
-            kind, meta = ctx.packed
+            return None, None, (grad.sum(leading) if leading else grad).to(bias.dtype), *[None] * 3
+        packed, x, shift, scale = kept(ctx, tensors), tensors[0], mean, invstd
+        if packed is not None:
             # A' as an input of mean 0 and deviation 1; the true deviation is multiplied in afterwards.
-            x, shift, scale = kind.rebuild(tensors, meta).dense(), torch.zeros_like(mean), torch.ones_like(invstd)
-        mask = [needs_x, needs_weight, needs_bias]
-        grad_x, grad_weight, grad_bias = _aten.native_layer_norm_backward(
-            grad, x, ctx.shape, shift, scale, weight, bias, mask
-        )
-        if ctx.packed is not None and needs_x:
-            grad_x.mul_(invstd.to(grad_x.dtype))
-        return (
-            grad_x if needs_x else None,
-            grad_weight if needs_weight else None,
-            grad_bias if needs_bias else None,
-            *[None] * 3,
-        )
+            x, shift, scale = packed.dense(), torch.zeros_like(mean), torch.ones_like(invstd)
+        gradients = _aten.native_layer_norm_backward(grad, x, ctx.shape, shift, scale, weight, bias, mask)
+        if packed is not None and mask[0]:
+            gradients[0].mul_(invstd.to(grad.dtype))
+        return *(gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True)), *[None] * 3
 
 
 def layer_norm(

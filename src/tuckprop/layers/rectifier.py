@@ -38,11 +38,16 @@ class Rectifier:
     low: float | None = None
     high: float | None = None
 
-    def write_flags(self, one: Tensor, x: Tensor, out: Tensor) -> None:
-        """Write 1 where `x` has the high slope and 0 elsewhere, given a tensor of ones as long as `x`."""
-        self.slope(one, x, out)
+    def flag_type(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type of the flags of elements of type `dtype`."""
+        return dtype
+
+    def forward(self, x: Tensor, y: Tensor, flags: Tensor) -> None:
+        """Write the function of one slab into `y`, which may be `x`, and 1 into `flags` where the slope is high."""
+        self.slope(x.new_ones(1).expand(len(x)), x, flags)
         if self.high is not None:
-            out.sign_()
+            flags.sign_()
+        self.run(x, y)
 
     def backward(self, grad: Tensor, gate: Tensor, out: Tensor) -> None:
         """Write the gradient of one slab of the input, given the gates of its bits."""
@@ -54,6 +59,19 @@ class Rectifier:
         _aten.threshold_backward.grad_input(grad, gate, 0, grad_input=out)
 
 
+class _ReLU(Rectifier):
+    """ReLU, whose output is zero just where its slope is: the bits can be read off it, in half the time."""
+
+    def flag_type(self, dtype: torch.dtype) -> torch.dtype:
+        """Return bool: PyTorch converts floating numbers to it fast, and compares them slowly."""
+        return torch.bool
+
+    def forward(self, x: Tensor, y: Tensor, flags: Tensor) -> None:
+        """Write the output, and where it is not zero; NaN is not zero, and has slope 1 in PyTorch."""
+        self.run(x, y)
+        flags.copy_(y)
+
+
 class OneBitGradient(torch.autograd.Function):
     """A rectifier that keeps one bit an element."""
 
@@ -62,13 +80,12 @@ class OneBitGradient(torch.autograd.Function):
         """Compute the function, into `x` itself if `in_place`; keep the bits."""
         source = x if is_dense(x) else x.clone()
         y = source if in_place or source is not x else torch.empty_like(x)
-        elements, results, one = flat(source), flat(y), x.new_ones(1)
+        elements, results = flat(source), flat(y)
 
-        def write(part: slice, out: Tensor) -> None:
-            rectifier.write_flags(one.expand(len(out)), elements[part], out)
-            rectifier.run(elements[part], results[part])
+        def write(part: slice, flags: Tensor) -> None:
+            rectifier.forward(elements[part], results[part], flags)
 
-        bits = collect_flags(write, x.numel(), x.dtype, x.device)
+        bits = collect_flags(write, x.numel(), rectifier.flag_type(x.dtype), x.device)
         ctx.rectifier, ctx.order = rectifier, Order.of(source)
         ctx.save_for_backward(bits)
         if not in_place:
@@ -139,7 +156,7 @@ def _hardsigmoid(dtype: torch.dtype) -> Rectifier:
     return Rectifier(_into(_aten.hardsigmoid.out), _slope(_aten.hardsigmoid_backward.grad_input), high=float(high))
 
 
-_RELU = Rectifier(lambda x, out: torch.clamp_min(x, 0, out=out), _slope(_aten.threshold_backward.grad_input, 0))
+_RELU = _ReLU(lambda x, out: torch.clamp_min(x, 0, out=out), _slope(_aten.threshold_backward.grad_input, 0))
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

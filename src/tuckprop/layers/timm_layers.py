@@ -15,7 +15,7 @@ from tuckprop.layers.conv import factored_convolution, geometry_of
 from tuckprop.layers.norm_batch import BatchNormTwin
 from tuckprop.layers.norm_group import GroupNormTwin
 from tuckprop.layers.norm_layer import LayerNormTwin
-from tuckprop.layers.smooth import FewBitTwin, gelu
+from tuckprop.layers.norm_rms import RMSNormTwin
 
 
 @twin_of(timm_layers.BatchNormAct2d)
@@ -46,6 +46,30 @@ class FactoredGroupNorm1(GroupNormTwin, timm_layers.GroupNorm1):
 @twin_of(timm_layers.GroupNormAct)
 class FactoredGroupNormAct(GroupNormTwin, timm_layers.GroupNormAct):
     """timm's `GroupNormAct` that keeps a packed normalised input."""
+
+
+# Not every version of timm has all of these. Each calls the one function that its mixin answers.
+_OTHERS: dict[str, type[InterceptingTwin]] = {
+    "GroupNorm1Act": GroupNormTwin,
+    "LayerNormAct": LayerNormTwin,
+    "LayerNormAct2d": LayerNormTwin,
+    "LayerNormAct2dFp32": LayerNormTwin,
+    "LayerNormActFp32": LayerNormTwin,
+    "LayerNormFp32": LayerNormTwin,
+    "LayerNorm2dFp32": LayerNormTwin,
+    "RmsNorm": RMSNormTwin,
+    "RmsNormAct": RMSNormTwin,
+    "RmsNormActFp32": RMSNormTwin,
+    "RmsNormFp32": RMSNormTwin,
+}
+for _name, _mixin in _OTHERS.items():
+    if hasattr(timm_layers, _name):
+        _text = f"timm's `{_name}` that keeps a packed normalised input."
+        _twin = type(
+            f"Factored{_name}", (_mixin, getattr(timm_layers, _name)), {"__doc__": _text, "__module__": __name__}
+        )
+        # By its name in this module pickle finds the class.
+        globals()[_twin.__name__] = twin_of(getattr(timm_layers, _name))(_twin)
 
 
 def conv2d(
@@ -106,21 +130,3 @@ class FactoredScaledStdConv2d(ConvolutionCallTwin, timm_layers.ScaledStdConv2d):
 @twin_of(timm_layers.ScaledStdConv2dSame)
 class FactoredScaledStdConv2dSame(ConvolutionCallTwin, timm_layers.ScaledStdConv2dSame):
     """timm's `ScaledStdConv2dSame` that keeps a packed input, padded."""
-
-
-@twin_of(timm_layers.GELU)
-class FewBitTimmGELU(FewBitTwin, timm_layers.GELU):
-    """timm's `GELU` that keeps a few bits an element."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Compute the plain function, bit for bit."""
-        return gelu(input, bits=self.derivative_bits)
-
-
-@twin_of(timm_layers.GELUTanh)
-class FewBitTimmGELUTanh(FewBitTwin, timm_layers.GELUTanh):
-    """timm's `GELUTanh` that keeps a few bits an element."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Compute the plain function, bit for bit."""
-        return gelu(input, "tanh", bits=self.derivative_bits)
