@@ -16,6 +16,7 @@ from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.codecs.subspace import SubspaceTracker
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import NotFactorableError
+from tuckprop.linalg.standardised import Standardised
 
 SHAPE = (6, 8, 7, 5)
 
@@ -69,6 +70,37 @@ def test_the_horizon_ends_the_use_of_bases() -> None:
     for _ in range(7):
         pack(tracker, decaying(SHAPE, seed=0))
     assert tracker.refreshes == 3
+
+
+def test_an_axis_whose_bases_do_not_carry_over_is_left_whole_until_the_horizon() -> None:
+    tracker = Subspace(0.8, horizon=6).tracker()
+    generator = torch.Generator().manual_seed(0)
+    coefficients = torch.randn(3, 4, 4, 4, generator=generator, dtype=torch.float64)
+
+    def batch() -> Tensor:
+        """Return a batch whose channels lie in four directions of its own; height and width are as ever."""
+        directions = torch.linalg.qr(torch.randn(40, 4, generator=generator, dtype=torch.float64)).Q
+        return torch.einsum("ck,bkhw->bchw", directions, coefficients)
+
+    packed = [pack(tracker, batch()) for _ in range(12)]
+    assert [1 in p.factors for p in packed] == [True] * 3 + [False] * 6 + [True] * 3
+    assert tracker.refreshes == 3 + 1 + 3
+    # The paper counts no factor for an axis that has none.
+    assert packed[4].paper_count() == packed[4].core.numel() + sum(f.numel() for f in packed[4].factors.values())
+
+
+def test_a_standardised_input_is_packed_as_if_it_were_formed() -> None:
+    plain, lazy = Subspace(0.9).tracker(), Subspace(0.9).tracker()
+    for seed in range(4):
+        x = similar(decaying(SHAPE, seed=0), seed, 0.1) * 3 + 2
+        for example in (x, x.contiguous(memory_format=torch.channels_last), torch.stack([x, x], -1)[..., 0]):
+            mean, invstd = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True).rsqrt()
+            normalised = (example - mean) * invstd
+            source = Standardised(example, mean, invstd, float(normalised.square().sum()))
+            found, expected = lazy.compress_standardised(source), pack(plain, normalised)
+            torch.testing.assert_close(found.dense(), expected.dense())
+            assert found.meta == expected.meta
+    assert lazy.refreshes == plain.refreshes
 
 
 @given(

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from tuckprop.codecs import Dense
 from tuckprop.layers import Site, find_twin
-from tuckprop.layers._pointwise import is_dense
 from tuckprop.layers._twin import become_twin
+from tuckprop.linalg.layout import is_dense
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

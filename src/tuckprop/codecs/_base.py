@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Size, Tensor, nn
 
+from tuckprop.linalg.standardised import Standardised
 from tuckprop.registry import Registry
 
 
@@ -67,6 +68,9 @@ class Tracker(Protocol):
 
     def compress(self, x: Tensor) -> Packed:
         """Return `x` in the codec's form, with the help of what is remembered."""
+
+    def compress_standardised(self, source: Standardised) -> Packed:
+        """Return `source.dense()` in the codec's form, if possible without forming it."""
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every tensor that is remembered."""

@@ -8,10 +8,14 @@ from torch import Size, Tensor
 
 from tuckprop.codecs._base import Packed
 from tuckprop.linalg.basis import NotFactorableError
+from tuckprop.linalg.layout import memory_order
 from tuckprop.linalg.modes import expand
 
 # Shape, factored axes (ascending), and ranks as the paper counts them.
 _Meta = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+# Core, factors by axis, and ranks as the paper counts them.
+Parts = tuple[Tensor, dict[int, Tensor], tuple[int, ...]]
 
 
 class TuckerPacked(Packed):
@@ -69,11 +73,7 @@ class TuckerPacked(Packed):
         return whole * prod(k for _, k in counted) + sum(n * k for n, k in counted)
 
 
-def in_memory_order(
-    x: Tensor,
-    dtype: torch.dtype,
-    factor: Callable[[Tensor, tuple[int, ...]], tuple[Tensor, dict[int, Tensor], tuple[int, ...]]],
-) -> TuckerPacked:
+def in_memory_order(x: Tensor, dtype: torch.dtype, factor: Callable[[Tensor, tuple[int, ...]], Parts]) -> TuckerPacked:
     """Run a factorisation on a contiguous view of `x`, so that channels_last costs no copy.
 
     Args:
@@ -88,12 +88,28 @@ def in_memory_order(
     Raises:
         NotFactorableError: The core does not fit the range of the dtype of `x`; its entries reach the norm of `x`.
     """
-    strides = x.stride()
-    order = tuple(sorted(range(x.dim()), key=lambda a: (-strides[a], a)))
-    core, factors, ranks = factor(x.permute(order).contiguous().to(dtype), order)
-    back = [order.index(axis) for axis in range(x.dim())]
-    kept = {order[axis]: matrix.to(x.dtype) for axis, matrix in factors.items()}
-    limit = torch.finfo(x.dtype).max
-    if limit < torch.finfo(dtype).max and not bool((core.abs() <= limit).all()):
-        raise NotFactorableError(f"its core is out of the range of {x.dtype}")
-    return TuckerPacked(core.to(x.dtype).permute(back), kept, tuple(ranks[axis] for axis in back))
+    order = memory_order(x)
+    return in_order(factor(x.permute(order).contiguous().to(dtype), order), order, x.dtype)
+
+
+def in_order(parts: Parts, order: Sequence[int], dtype: torch.dtype) -> TuckerPacked:
+    """Return the packed form of a tensor from that of the tensor with its axes in this order.
+
+    Args:
+        parts: Core, factors and ranks of the permuted tensor.
+        order: Its axes.
+        dtype: To keep them in.
+
+    Returns:
+        The packed activation.
+
+    Raises:
+        NotFactorableError: The core does not fit the range of `dtype`.
+    """
+    core, factors, ranks = parts
+    back = [order.index(axis) for axis in range(len(order))]
+    kept = {order[axis]: matrix.to(dtype) for axis, matrix in factors.items()}
+    limit = torch.finfo(dtype).max
+    if limit < torch.finfo(core.dtype).max and not bool((core.abs() <= limit).all()):
+        raise NotFactorableError(f"its core is out of the range of {dtype}")
+    return TuckerPacked(core.to(dtype).permute(back), kept, tuple(ranks[axis] for axis in back))

@@ -12,6 +12,7 @@ from tuckprop.codecs._tucker import in_memory_order
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, working_dtype
 from tuckprop.linalg.iteration import iterate
+from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import project
 
 # The seed of the published code, here of a generator of our own.
@@ -33,6 +34,10 @@ class IterationTracker:
     def compress(self, x: Tensor) -> Packed:
         """Return core and factors of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
         return in_memory_order(x, working_dtype(x.dtype, 0.5), self._factor)
+
+    def compress_standardised(self, source: Standardised) -> Packed:
+        """Return core and factors of `source.dense()`: every basis takes its step from that."""
+        return self.compress(source.dense())
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""

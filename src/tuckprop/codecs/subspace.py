@@ -1,23 +1,29 @@
 """Tracked subspaces: project on the bases of earlier steps, decompose again only when they miss too much energy."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
-from tuckprop.codecs._tucker import in_memory_order
+from tuckprop.codecs._tucker import Parts, in_memory_order, in_order
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
 from tuckprop.linalg.iteration import leading_subspace
+from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import modes_worth_factoring, project
 
 # A core this many times smaller than the activation is not worth a decomposition of its batch mode.
 _SMALL = 256
+
+# After so many misses in a row, the axis with the largest basis is left whole until the horizon: where samples are few
+# beside its size, as in late layers, a basis fits its own batch and no other.
+_PATIENCE = 3
 
 # Up to this size a mode's Gram matrix and its eigendecomposition cost less than subspace iteration.
 _WIDE = 128
@@ -35,12 +41,16 @@ class Bases:
         ranks: Rank of every axis but the batch, also of axes left whole.
         lost: Share of the energy that was lost when the bases were computed.
         age: Activations packed with them since.
+        misses: How often in a row bases did not serve one activation beyond that they were computed from.
+        whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
     """
 
     factors: dict[int, Tensor]
     ranks: dict[int, int]
     lost: float
     age: int = 0
+    misses: int = 0
+    whole: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -67,43 +77,52 @@ class SubspaceTracker:
         """Return core and factors of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
         return in_memory_order(x, working_dtype(x.dtype, self.epsilon), self._factor)
 
+    def compress_standardised(self, source: Standardised) -> Packed:
+        """Return core and factors of `source.dense()`, which is formed only where bases are computed anew."""
+        if source.x.dtype != working_dtype(source.x.dtype, self.epsilon) or not is_dense(source.x):
+            return self.compress(source.dense())
+        order = memory_order(source.x)
+        return in_order(self._factor(source.permute(order), order), order, source.x.dtype)
+
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""
         for key, known in self.bases.items():
-            moved = {axis: function(basis) for axis, basis in known.factors.items()}
-            self.bases[key] = Bases(moved, known.ranks, known.lost, known.age)
+            self.bases[key] = replace(known, factors={axis: function(basis) for axis, basis in known.factors.items()})
 
     def state(self) -> dict[str, Any]:
         """Return the bases and the counts, for a checkpoint."""
         bases = [
-            {"size": list(key), "factors": dict(b.factors), "ranks": dict(b.ranks), "lost": b.lost, "age": b.age}
-            for key, b in self.bases.items()
+            {"size": list(key), **asdict(replace(known, factors={})), "factors": dict(known.factors)}
+            for key, known in self.bases.items()
         ]
+        bases = [entry | {"whole": sorted(entry["whole"])} for entry in bases]
         return {"bases": bases, "refreshes": self.refreshes, "uses": self.uses}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
-        self.bases = {
-            tuple(b["size"]): Bases(dict(b["factors"]), dict(b["ranks"]), b["lost"], b["age"]) for b in state["bases"]
-        }
+        self.bases = {}
+        for entry in state["bases"]:
+            rest = {name: value for name, value in entry.items() if name != "size"}
+            self.bases[tuple(entry["size"])] = Bases(**rest | {"whole": frozenset(entry["whole"])})
         self.refreshes, self.uses = state["refreshes"], state["uses"]
 
-    def _factor(self, y: Tensor, order: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
-        energy = _energy(y)
-        check_energy(energy, y)
+    def _factor(self, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
+        energy = y.energy if isinstance(y, Standardised) else _energy(y)
+        check_energy(energy, _like(y))
         self.uses += 1
-        key = tuple(y.shape[order.index(axis)] for axis in range(1, y.dim()))
+        sizes = y.shape
+        key = tuple(sizes[order.index(axis)] for axis in range(1, len(order)))
         known = self.bases.get(key)
         core = None
         if known is not None and known.age < self.horizon:
-            core = project(y, {order.index(axis): basis.to(y) for axis, basis in known.factors.items()})
+            core = project(y, {order.index(axis): basis.to(_like(y)) for axis, basis in known.factors.items()})
             if energy and not self._fits(1 - _energy(core) / energy, known.lost):
                 core = None
         if known is None or core is None:
-            known, core = self._refresh(y, order, energy, {} if known is None else known.factors)
-        self.bases[key] = Bases(known.factors, known.ranks, known.lost, known.age + 1)
-        factors = {order.index(axis): basis.to(y) for axis, basis in known.factors.items()}
-        core, batch = self._factor_batch(core, order.index(0), y.numel())
+            known, core = self._refresh(y.dense() if isinstance(y, Standardised) else y, order, energy, known)
+        self.bases[key] = replace(known, age=known.age + 1)
+        factors = {order.index(axis): basis.to(core) for axis, basis in known.factors.items()}
+        core, batch = self._factor_batch(core, order.index(0), prod(sizes))
         factors |= batch
         rank = core.shape[order.index(0)] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
@@ -126,19 +145,29 @@ class SubspaceTracker:
         basis = found.leading(rank)
         return mode_product(core, basis, mode), {mode: basis}
 
-    def _refresh(
-        self, y: Tensor, order: tuple[int, ...], energy: float, known: dict[int, Tensor]
-    ) -> tuple[Bases, Tensor]:
+    def _refresh(self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None) -> tuple[Bases, Tensor]:
         self.refreshes += 1
-        modes = [mode for mode, axis in enumerate(order) if axis != 0 and y.shape[mode] > 1]
-        bases = {mode: self._basis(y, mode, energy, known.get(order[mode])) for mode in modes}
+        before = {} if known is None else known.factors
+        misses, whole = self._learn(known)
+        modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
+        bases = {mode: self._basis(y, mode, energy, before.get(order[mode])) for mode in modes}
         ranks = [bases[m].shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
         factors = {mode: bases[mode] for mode in modes_worth_factoring(y.shape, ranks)}
         core = project(y, factors)
         lost = max(0.0, 1 - _energy(core) / energy) if energy else 0.0
         by_axis = {order[mode]: basis for mode, basis in factors.items()}
-        counted = {order[mode]: ranks[mode] for mode in range(y.dim()) if order[mode] != 0}
-        return Bases(by_axis, counted, lost), core
+        counted = {axis: 0 if axis in whole else ranks[mode] for mode, axis in enumerate(order) if axis != 0}
+        return Bases(by_axis, counted, lost, misses=misses, whole=whole), core
+
+    def _learn(self, known: Bases | None) -> tuple[int, frozenset[int]]:
+        """Return misses in a row and axes to leave whole, now that these bases have to be replaced."""
+        if known is None or known.age >= self.horizon:
+            return 0, frozenset()
+        if known.age > 1:
+            return 0, known.whole
+        if known.misses + 1 < _PATIENCE or not known.factors:
+            return known.misses + 1, known.whole
+        return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
 
     def _basis(self, y: Tensor, mode: int, energy: float, known: Tensor | None) -> Tensor:
         """Return a basis of one mode that keeps `epsilon` of the energy: turned from the known one, or a new one."""
@@ -149,6 +178,10 @@ class SubspaceTracker:
                 return found
         exact = spectrum(y, mode, self.epsilon)
         return exact.leading(int(exact.rank))
+
+
+def _like(y: Tensor | Standardised) -> Tensor:
+    return y.x if isinstance(y, Standardised) else y
 
 
 def _energy(x: Tensor) -> float:

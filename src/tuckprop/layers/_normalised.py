@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tuckprop.codecs import DensePacked, Packed
 from tuckprop.layers import _twin
 from tuckprop.layers._twin import Site
+from tuckprop.linalg.standardised import Standardised
 
 
 def saves(*tensors: Tensor | None) -> bool:
@@ -50,6 +51,26 @@ def pack_normalised(site: Site, x: Tensor, normalise: Callable[[], Tensor]) -> t
     memory = buffer.untyped_storage().data_ptr()
     shares = any(tensor.untyped_storage().data_ptr() == memory for tensor in packed.tensors())
     return packed, None if shares else buffer
+
+
+def pack_tracked(site: Site, x: Tensor, mean: Tensor, invstd: Tensor, eps: float) -> Packed | None:
+    """Return the codec's form of the normalised input, or None where keeping `x` itself is as good; the norm has run.
+
+    For sites with a tracker, which need the normalised input only now and then.
+
+    Args:
+        site: The norm's site.
+        x: The input.
+        mean: Of `x` over the normalised axes, broadcasting with it.
+        invstd: `1 / sqrt(variance + eps)`, likewise.
+        eps: As there.
+    """
+    with torch.no_grad():
+        # The variance of the normalised input is var / (var + eps).
+        share = 1 - eps * invstd.double().square().mean()
+        source = Standardised(x.detach(), mean.to(x.dtype), invstd.to(x.dtype), x.numel() * float(share))
+        packed = site.pack_standardised(source)
+    return None if isinstance(packed, DensePacked) else packed
 
 
 def keep(ctx: Any, x: Tensor, packed: Packed | None) -> tuple[Tensor, ...]:

@@ -2,30 +2,81 @@
 
 Index legend: a one axis of size n and rank k, whose factor U [n, k] is left; A' = core x_a U with a core that has k in
 place of n; G a gradient of the shape of A'. Statistics belong to some axes (the channels of a batch norm, samples and
-channels of a group norm), the others are summed over; a is one of the others. So
+channels of a group norm), the others are summed over. Where a is summed over,
     sum G A' = sum (G x_a U^T) core
-reads G once, and s G + t A' + u, with s, t, u over the axes of the statistics, is written at one go: t and u enter
-the core.
+and where it is an axis of the statistics, with P = sum G core^T [.., n, k],
+    sum G A' = sum_k P U
+Either reads G once, and a column of ones beside U, or beside the core, has sum G come out of the same product. Then
+s G + t A' + u, with s, t, u over the axes of the statistics, is written at one go: t and u enter a factor of it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from math import prod
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from tuckprop.codecs import Packed
-from tuckprop.layers._pointwise import is_dense
+from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import expand, mode_product
 
 # A core that is larger than this share of the tensor is not worth a route of its own.
 _LARGEST_CORE = 0.5
 
 
-def memory_order(x: Tensor) -> tuple[int, ...]:
-    """Return the axes of `x` from the slowest in memory to the fastest; a dense tensor so permuted is contiguous."""
-    strides = x.stride()
-    return tuple(sorted(range(x.dim()), key=lambda axis: (-strides[axis], axis)))
+class OneFactor(Protocol):
+    """A packed tensor A' as a core and one factor, beside a gradient G."""
+
+    def sums(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `sum G A'` and `sum G`, each of the shape of the axes of the statistics."""
+
+    def combine(self, grad: Tensor, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
+        """Return `scale G + share A' + shift`, in the memory order of G.
+
+        Args:
+            grad: G.
+            scale: s, of the shape of the axes of the statistics.
+            share: t, likewise.
+            shift: u, likewise.
+
+        Returns:
+            A new tensor of the shape and dtype of G; no other of its size is held.
+        """
+
+
+def one_factor(packed: Packed, grad: Tensor, statistics: tuple[int, ...]) -> OneFactor | None:
+    """Return `packed` as a core and one factor, or None where none is worth it.
+
+    Args:
+        packed: A'.
+        grad: G, dense in memory, of the shape of A'.
+        statistics: Axes that are not summed over, ascending.
+    """
+    if grad.dtype.itemsize < 4:
+        return None  # Sums would be rounded to half precision.
+    core, factors = packed.partial(range(grad.dim()))
+    order = memory_order(grad)
+    growth = {
+        axis: (factor.shape[1] + 1) / factor.shape[0]
+        for axis, factor in factors.items()
+        if axis not in statistics or _serves(order, axis, statistics, grad.shape, factor.shape[1])
+    }
+    if not growth or min(growth.values()) > _LARGEST_CORE:
+        return None
+    # Of two axes alike, products are faster along the one that lies closer in memory.
+    axis = min(growth, key=lambda a: (growth[a], -order.index(a)))
+    core, _ = packed.partial((axis,))
+    core = core.permute(order).contiguous()
+    kind = StatisticsFactor if axis in statistics else SummedFactor
+    return kind(core, factors[axis], order.index(axis), order, statistics)
+
+
+def _serves(order: tuple[int, ...], axis: int, statistics: tuple[int, ...], shape: Sequence[int], rank: int) -> bool:
+    """Say whether an axis of the statistics can be it: the others come first in memory, and products stay small."""
+    others = tuple(a for a in statistics if a != axis)
+    after = prod(shape[a] for a in order[order.index(axis) + 1 :])
+    return order[: len(others)] == others and (after == 1 or rank < after)
 
 
 def rebuild(packed: Packed, order: Sequence[int]) -> Tensor:
@@ -43,11 +94,11 @@ def rebuild(packed: Packed, order: Sequence[int]) -> Tensor:
     # The smallest growth first keeps the products in between small.
     for axis in sorted(factors, key=lambda a: factors[a].shape[0] / factors[a].shape[1]):
         core = expand(core, factors[axis], order.index(axis))
-    return core.permute([order.index(axis) for axis in range(len(order))])
+    return core.permute(_inverse(tuple(order)))
 
 
-class OneFactor(NamedTuple):
-    """A packed tensor as a core and one factor.
+class SummedFactor(NamedTuple):
+    """A core and a factor of an axis that is summed over; a OneFactor.
 
     Attributes:
         core: Contiguous; its axes are those of the tensor in `order`.
@@ -63,63 +114,95 @@ class OneFactor(NamedTuple):
     order: tuple[int, ...]
     statistics: tuple[int, ...]
 
-    @classmethod
-    def of(cls, packed: Packed, grad: Tensor, statistics: tuple[int, ...]) -> "OneFactor | None":
-        """Return `packed` in this form, or None where none is smaller than half of the tensor.
-
-        Args:
-            packed: A'.
-            grad: G, dense in memory, of the shape of A'.
-            statistics: Axes that are not summed over.
-        """
-        core, factors = packed.partial(range(grad.dim()))
-        growth = {a: (f.shape[1] + 1) / f.shape[0] for a, f in factors.items() if a not in statistics}
-        if not growth or min(growth.values()) > _LARGEST_CORE:
-            return None
-        order = memory_order(grad)
-        # Of two axes alike, products are faster along the one that lies closer in memory.
-        axis = min(growth, key=lambda a: (growth[a], -order.index(a)))
-        core, _ = packed.partial((axis,))
-        return cls(core.permute(order).contiguous(), factors[axis], order.index(axis), order, statistics)
-
-    def sums(self, grad: Tensor) -> Tensor:
-        """Return `sum G A'` over all axes but those of the statistics, in at least float32; shape of those axes."""
-        projected = mode_product(grad.permute(self.order), self.factor, self.mode)
-        exact = torch.promote_types(projected.dtype, torch.float32)
+    def sums(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `sum G A'` and `sum G`."""
+        projected = mode_product(grad.permute(self.order), self._with(torch.ones_like(self.factor[:, :1])), self.mode)
+        rank = self.factor.shape[1]
         summed = [mode for mode, axis in enumerate(self.order) if axis not in self.statistics]
-        return (projected.to(exact) * self.core.to(exact)).sum(summed)
+        products = (projected.narrow(self.mode, 0, rank) * self.core).sum(summed)
+        return products, projected.narrow(self.mode, rank, 1).sum(summed)
 
     def combine(self, grad: Tensor, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
-        """Return `scale G + share A' + shift`, in the memory order of G.
+        """Return `scale G + share A' + shift`."""
+        weighted = self.core * _spread(share, self.statistics, self.order)
+        constant = _spread(shift, self.statistics, self.order).expand_as(weighted.narrow(self.mode, 0, 1))
+        factor = self._with(torch.ones_like(self.factor[:, :1]))
+        result = expand(torch.cat([weighted, constant], self.mode), factor, self.mode)
+        result.addcmul_(grad.permute(self.order), _spread(scale, self.statistics, self.order))
+        return result.permute(_inverse(self.order))
 
-        Args:
-            grad: G.
-            scale: s, broadcast over the axes of the statistics, which it has in ascending order.
-            share: t, likewise.
-            shift: u, likewise.
+    def _with(self, column: Tensor) -> Tensor:
+        return torch.cat([self.factor, column], 1)
 
-        Returns:
-            A new tensor of the shape and dtype of G; no other of its size is held.
-        """
-        weighted = self.core * self._spread(share)
-        constant = self._spread(shift).expand_as(weighted.narrow(self.mode, 0, 1))
-        ones = self.factor.new_ones(len(self.factor), 1)
-        # The constant rides along as one more column of the factor: no pass of its own.
-        result = expand(torch.cat([weighted, constant], self.mode), torch.cat([self.factor, ones], 1), self.mode)
-        result.addcmul_(grad.permute(self.order), self._spread(scale))
-        return result.permute([self.order.index(axis) for axis in range(grad.dim())])
 
-    def _spread(self, values: Tensor) -> Tensor:
-        """Return values over the axes of the statistics so that they broadcast with the core."""
-        shape = [1] * len(self.order)
-        for axis, size in zip(self.statistics, values.shape, strict=True):
-            shape[axis] = size
-        return values.to(self.core.dtype).view(shape).permute(self.order)
+class StatisticsFactor:
+    """A core and a factor of an axis of the statistics; a OneFactor.
+
+    Args:
+        core: Contiguous; its axes are those of the tensor in `order`.
+        factor: U [n, k].
+        mode: The axis of `core` that U expands.
+        order: Axes of the tensor, in the order of a gradient's memory; other axes of the statistics come first.
+        statistics: Axes of the tensor that are not summed over.
+    """
+
+    def __init__(
+        self, core: Tensor, factor: Tensor, mode: int, order: tuple[int, ...], statistics: tuple[int, ...]
+    ) -> None:
+        self.factor = factor
+        self.order = order
+        self.statistics = statistics
+        shape = core.shape
+        leading = len(statistics) - 1
+        # [samples, before, n or k + 1, after], samples being the other axes of the statistics.
+        self._sizes = (prod(shape[:leading]), prod(shape[leading:mode]), prod(shape[mode + 1 :]))
+        ones = torch.ones_like(core.narrow(mode, 0, 1))
+        self._core = self._stack(torch.cat([core, ones], mode))
+
+    def sums(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `sum G A'` and `sum G`."""
+        samples, before, after = self._sizes
+        stack = self._stack(grad.permute(self.order))
+        if after == 1:
+            products = stack.transpose(1, 2) @ self._core
+        else:
+            products = (stack @ self._core.transpose(1, 2)).unflatten(0, (samples, before)).sum(1)
+        shape = [grad.shape[axis] for axis in self.statistics]
+        return (products[..., :-1] * self.factor).sum(-1).view(shape), products[..., -1].reshape(shape)
+
+    def combine(self, grad: Tensor, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
+        """Return `scale G + share A' + shift`."""
+        samples, before, after = self._sizes
+        size = len(self.factor)
+        share, shift = share.to(self.factor).view(samples, size, 1), shift.to(self.factor).view(samples, size, 1)
+        factor = torch.cat([share * self.factor, shift], 2)
+        if after == 1:
+            result = self._core @ factor.transpose(1, 2)
+        else:
+            # Without a copy where there is one sample, or nothing before.
+            result = factor.unsqueeze(1).expand(-1, before, -1, -1).flatten(0, 1) @ self._core
+        ordered = grad.permute(self.order)
+        result = result.view(ordered.shape).addcmul_(ordered, _spread(scale.to(grad), self.statistics, self.order))
+        return result.permute(_inverse(self.order))
+
+    def _stack(self, x: Tensor) -> Tensor:
+        """Return [samples, before, n] where nothing comes after the axis, else [samples before, n, after]."""
+        samples, before, after = self._sizes
+        return x.reshape(samples, before, -1) if after == 1 else x.reshape(samples * before, -1, after)
+
+
+def _spread(values: Tensor, statistics: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
+    """Return values over the axes of the statistics so that they broadcast with a tensor in `order`."""
+    shape = [1] * len(order)
+    for axis, size in zip(statistics, values.shape, strict=True):
+        shape[axis] = size
+    return values.view(shape).permute(order)
+
+
+def _inverse(order: tuple[int, ...]) -> list[int]:
+    return [order.index(axis) for axis in range(len(order))]
 
 
 def dense_gradient(grad: Tensor) -> Tensor:
     """Return `grad` itself, or a contiguous copy of one that is expanded or has gaps."""
     return grad if is_dense(grad) else grad.contiguous()
-
-
-__all__ = ["OneFactor", "dense_gradient", "memory_order", "rebuild"]

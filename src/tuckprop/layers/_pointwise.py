@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tuckprop.linalg.layout import flat, is_dense
+
 
 def worth_saving(x: Tensor) -> bool:
     """Say whether a call with input `x` keeps something for backward that a saver can keep smaller.
@@ -33,22 +35,6 @@ def worth_saving(x: Tensor) -> bool:
 def worth_saving_in_place(x: Tensor) -> bool:
     """Say the same of a call that overwrites `x`; PyTorch's own op refuses a leaf, and shall be the one to do so."""
     return worth_saving(x) and not x.is_leaf
-
-
-def is_dense(x: Tensor) -> bool:
-    """Say whether the elements of `x` fill one stretch of memory, each place once, in whatever order."""
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def flat(x: Tensor) -> Tensor:
-    """Return a view [n] of a dense tensor, in the order of its memory."""
-    return x.as_strided((x.numel(),), (1,))
 
 
 class Order(NamedTuple):

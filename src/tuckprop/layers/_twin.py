@@ -18,6 +18,7 @@ from tuckprop.codecs import Codec, Dense, DensePacked, Packed, Tracker
 from tuckprop.errors import ConfigError
 from tuckprop.layers._shared import Choice, shared
 from tuckprop.linalg.basis import NotFactorableError
+from tuckprop.linalg.standardised import Standardised
 
 log = logging.getLogger("tuckprop")
 
@@ -45,14 +46,26 @@ class Site:
         """Return what to keep of `x` for backward: the codec's form, or `x` where that is smaller or all there is."""
         choice = Choice(None, x.numel())
         if may_shrink(self.codec, x.shape):
-            choice = shared(x, self.codec, self._choose)
+            compress = (self.tracker or self.codec).compress
+            choice = shared(x, self.codec, lambda x: self._choose(x, lambda: compress(x)))
         kept = DensePacked(x) if choice.kept is None else choice.kept
         notify(PackEvent(self, x.shape, x.element_size(), choice.paper_count, kept))
         return kept
 
-    def _choose(self, x: Tensor) -> Choice:
+    def pack_standardised(self, source: Standardised) -> Packed:
+        """Return what to keep of `source.dense()`, which no other layer reads; where that is a tensor, `source.x`."""
+        codec = self.tracker
+        choice = Choice(None, source.x.numel())
+        if codec is not None and may_shrink(self.codec, source.shape):
+            with torch.no_grad(), torch.autocast(source.x.device.type, enabled=False):
+                choice = self._choose(source.x, lambda: codec.compress_standardised(source))
+        kept = DensePacked(source.x) if choice.kept is None else choice.kept
+        notify(PackEvent(self, source.shape, source.x.element_size(), choice.paper_count, kept))
+        return kept
+
+    def _choose(self, x: Tensor, compress: Callable[[], Packed]) -> Choice:
         try:
-            form = (self.tracker or self.codec).compress(x)
+            form = compress()
         except (NotFactorableError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             if not self.fallbacks:
                 log.warning("%s: the activation is kept as it is, this time: %s", self.name, error)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import keep, kept, pack_normalised, saves, work_dtype
+from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, saves, work_dtype
 from tuckprop.layers._once import first_derivative_only
-from tuckprop.layers._one_factor import OneFactor, dense_gradient, memory_order, rebuild
+from tuckprop.layers._one_factor import dense_gradient, one_factor, rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
+from tuckprop.linalg.layout import memory_order
 
 _aten = torch.ops.aten
 
@@ -55,11 +56,16 @@ class FactoredBatchNorm(torch.autograd.Function):
         ctx.training, ctx.eps = training, eps
         tensors: tuple[Tensor, ...] = ()
         buffer = None
-        if ctx.needs_input_grad[1] or (training and ctx.needs_input_grad[0]):
+        saves_input = ctx.needs_input_grad[1] or (training and ctx.needs_input_grad[0])
+        tracked = training and site.tracker is not None
+        if saves_input and not tracked:
             running = (None, None) if training else (running_mean, running_var)
             packed, buffer = pack_normalised(site, x, lambda: normalised(x, *running, eps))
             tensors = keep(ctx, x, packed)
         y, mean, spread = plain(x, weight, bias, running_mean, running_var, training, momentum, eps, buffer)
+        if saves_input and tracked:
+            packed = pack_tracked(site, x, per_channel(mean, x), per_channel(spread, x), eps)
+            tensors = keep(ctx, x, packed)
         if not training:
             assert running_mean is not None
             assert running_var is not None
@@ -171,20 +177,18 @@ def packed_backward(
     """
     grad, invstd = dense_gradient(grad), invstd.to(work_dtype(invstd))
     scale = invstd if weight is None else weight * invstd
-    form = OneFactor.of(packed, grad, (1,))
+    form = one_factor(packed, grad, (1,))
     if form is None:
         return _rebuilt_backward(packed, grad, weight, scale, training, mask)
-    sums = form.sums(grad).to(invstd.dtype)
-    grad_sum = sum_by_channel(grad, invstd.dtype) if mask[2] or (training and mask[0]) else None
+    sums, grad_sum = form.sums(grad)
     grad_x = None
     if mask[0] and training:
-        assert grad_sum is not None
         samples = grad.numel() // grad.shape[1]
         grad_x = form.combine(grad, scale, -scale * sums / samples, -scale * grad_sum / samples)
     elif mask[0]:
         grad_x = grad * per_channel(scale, grad)
     grad_weight = sums.to(weight.dtype) if weight is not None and mask[1] else None
-    return [grad_x, grad_weight, grad_sum if mask[2] else None]
+    return [grad_x, grad_weight, grad_sum.to(invstd.dtype) if mask[2] else None]
 
 
 def _rebuilt_backward(

@@ -18,8 +18,9 @@ from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
 from tuckprop.layers._normalised import keep, kept, pack_normalised, saves, work_dtype
 from tuckprop.layers._once import first_derivative_only
-from tuckprop.layers._one_factor import OneFactor, dense_gradient, memory_order, rebuild
+from tuckprop.layers._one_factor import OneFactor, dense_gradient, one_factor, rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
+from tuckprop.linalg.layout import memory_order
 
 _aten = torch.ops.aten
 
@@ -118,7 +119,7 @@ def packed_backward(
         The gradients, None where not wanted.
     """
     grad = dense_gradient(grad)
-    form = OneFactor.of(packed, grad, (0, 1))
+    form = one_factor(packed, grad, (0, 1))
     if form is not None:
         return _gradients_from_sums(form, grad, weight, invstd.to(work_dtype(invstd)), mask)
     x = rebuild(packed, memory_order(grad))
@@ -140,9 +141,7 @@ def _gradients_from_sums(
     form: OneFactor, grad: Tensor, weight: Tensor | None, invstd: Tensor, mask: list[bool]
 ) -> Gradients:
     groups, channels = invstd.shape[1], grad.shape[1]
-    positions = list(range(2, grad.dim()))
-    sums = form.sums(grad)
-    grad_sums = grad.sum(positions, dtype=sums.dtype)
+    sums, grad_sums = form.sums(grad)
     grad_x = None
     if mask[0]:
 

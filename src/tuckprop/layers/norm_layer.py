@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import keep, kept, pack_normalised, saves
+from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, saves
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Site, Twin, twin_of
 
@@ -32,10 +32,13 @@ class FactoredLayerNorm(torch.autograd.Function):
         """Compute `F.layer_norm`; keep two statistics a row, and the normalised input in packed form or the input."""
         ctx.shape = shape
         tensors: tuple[Tensor, ...] = ()
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        saves_input = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        if saves_input and site.tracker is None:
             packed = pack_normalised(site, x, lambda: _aten.native_layer_norm(x, shape, None, None, eps)[0])[0]
             tensors = keep(ctx, x, packed)
         y, mean, invstd = _aten.native_layer_norm(x, shape, weight, bias, eps)
+        if saves_input and site.tracker is not None:
+            tensors = keep(ctx, x, pack_tracked(site, x, mean, invstd, eps))
         ctx.save_for_backward(weight, bias, mean, invstd, *tensors)
         result: Tensor = y
         return result

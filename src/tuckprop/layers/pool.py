@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuckprop.layers._once import first_derivative_only
-from tuckprop.layers._pointwise import flat, worth_saving
+from tuckprop.layers._pointwise import worth_saving
 from tuckprop.layers._twin import Twin, twin_of
 from tuckprop.linalg.bits import pack_codes, unpack_codes
+from tuckprop.linalg.layout import flat
 
 _aten = torch.ops.aten
 _FORWARD = {2: _aten.max_pool2d_with_indices.out, 3: _aten.max_pool3d_with_indices.out}

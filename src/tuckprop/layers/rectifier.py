@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuckprop.layers._once import first_derivative_only
-from tuckprop.layers._pointwise import Order, flat, is_dense, worth_saving, worth_saving_in_place
+from tuckprop.layers._pointwise import Order, worth_saving, worth_saving_in_place
 from tuckprop.layers._twin import Twin, twin_of
 from tuckprop.linalg.bits import collect_flags, gates
+from tuckprop.linalg.layout import flat, is_dense
 
 _aten = torch.ops.aten
 

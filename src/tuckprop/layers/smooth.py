@@ -18,9 +18,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tuckprop.errors import ConfigError
 from tuckprop.layers._once import first_derivative_only
-from tuckprop.layers._pointwise import Order, flat, is_dense, worth_saving, worth_saving_in_place
+from tuckprop.layers._pointwise import Order, worth_saving, worth_saving_in_place
 from tuckprop.layers._twin import Twin, twin_of
 from tuckprop.linalg.bits import CODE_BITS
+from tuckprop.linalg.layout import flat, is_dense
 from tuckprop.linalg.levelcode import CELLS, LevelCode
 from tuckprop.linalg.piecewise import best_levels, derivative, measure_cells, normal
 

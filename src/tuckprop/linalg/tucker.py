@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tuckprop.linalg.basis import spectrum
 from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.standardised import Standardised
 
 
 def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
@@ -38,9 +39,15 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
     return project(x, factors), factors, tuple(ranks)
 
 
-def project(x: Tensor, factors: dict[int, Tensor]) -> Tensor:
+def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
     """Return the core: `x` contracted with every factor [n_j, k_j], the mode that shrinks most first."""
-    for mode in sorted(factors, key=lambda m: factors[m].shape[1] / factors[m].shape[0]):
+    modes = sorted(factors, key=lambda m: factors[m].shape[1] / factors[m].shape[0])
+    if isinstance(x, Standardised):
+        if not modes:
+            return x.dense()
+        first = modes.pop(0)
+        x = x.mode_product(factors[first], first)
+    for mode in modes:
         x = mode_product(x, factors[mode], mode)
     return x
 

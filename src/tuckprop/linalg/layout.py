@@ -1,0 +1,25 @@
+"""How a tensor lies in memory: whoever works in that order needs no copy of a channels-last tensor."""
+
+from torch import Tensor
+
+
+def is_dense(x: Tensor) -> bool:
+    """Say whether the elements of `x` fill one stretch of memory, each place once, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return a view [n] of a dense tensor, in the order of its memory."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+def memory_order(x: Tensor) -> tuple[int, ...]:
+    """Return the axes of `x` from the slowest in memory to the fastest; a dense tensor so permuted is contiguous."""
+    strides = x.stride()
+    return tuple(sorted(range(x.dim()), key=lambda axis: (-strides[axis], axis)))
