@@ -97,3 +97,20 @@ def test_zero_is_not_refused(dtype: torch.dtype) -> None:
 )
 def test_working_dtype(dtype: torch.dtype, epsilon: float, expected: torch.dtype) -> None:
     assert working_dtype(dtype, epsilon) == expected
+
+
+def test_a_decomposition_that_fails_in_single_precision_is_done_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = decaying((4, 6, 5), seed=0, dtype=torch.float32)
+    expected = spectrum(x, 1, 0.9)
+    original = torch.linalg.eigh
+
+    def fails(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if gram.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("did not converge")
+        return original(gram)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    found = spectrum(x, 1, 0.9)
+    assert found.rank == expected.rank
+    assert found.vectors.dtype == torch.float32
+    torch.testing.assert_close(found.energies, expected.energies)

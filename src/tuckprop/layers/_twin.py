@@ -16,6 +16,7 @@ from torch import Size, Tensor, nn
 
 from tuckprop.codecs import Codec, Dense, DensePacked, Packed, Tracker
 from tuckprop.errors import ConfigError
+from tuckprop.layers._held import held_anyway
 from tuckprop.layers._shared import Choice, shared
 from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.linalg.standardised import Standardised
@@ -43,9 +44,9 @@ class Site:
         self.tracker = self.codec.tracker()
 
     def pack(self, x: Tensor) -> Packed:
-        """Return what to keep of `x` for backward: the codec's form, or `x` where that is smaller or all there is."""
+        """Return what to keep of `x` for backward: the codec's form, or `x` where that is smaller or costs nothing."""
         choice = Choice(None, x.numel())
-        if may_shrink(self.codec, x.shape):
+        if may_shrink(self.codec, x.shape) and not held_anyway(x):
             compress = (self.tracker or self.codec).compress
             choice = shared(x, self.codec, lambda x: self._choose(x, lambda: compress(x)))
         kept = DensePacked(x) if choice.kept is None else choice.kept

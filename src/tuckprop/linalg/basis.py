@@ -82,10 +82,21 @@ def spectrum(x: Tensor, mode: int, epsilon: float) -> Spectrum:
     tall = None if size <= rest else x.movedim(mode, 0).reshape(size, rest)
     gram = mode_gram(x, mode) if tall is None else tall.T @ tall
     check_energy(float(gram.trace()), x)
-    energies, vectors = torch.linalg.eigh(gram)
+    energies, vectors = eigh(gram)
     energies, vectors = energies.flip(0), vectors.flip(1)
     if epsilon >= 1:
         rank = torch.tensor(min(size, rest), device=x.device)
     else:
         rank = explained_variance_rank(energies, epsilon)
     return Spectrum(energies, rank, vectors, tall)
+
+
+def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, ascending, and eigenvectors; again in double precision where single does not converge."""
+    try:
+        energies, vectors = torch.linalg.eigh(gram)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if gram.dtype == torch.float64:
+            raise
+        energies, vectors = (part.to(gram.dtype) for part in torch.linalg.eigh(gram.double()))
+    return energies, vectors

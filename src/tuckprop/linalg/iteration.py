@@ -5,6 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from tuckprop.linalg.basis import eigh
 from tuckprop.linalg.modes import mode_gram, mode_product
 
 # Random columns beside the known ones: room for a subspace to turn and to grow.
@@ -67,7 +68,7 @@ def leading_subspace(x: Tensor, mode: int, epsilon: float, energy: float, start:
     block = extra if start is None else torch.cat([start.to(x), extra], 1)
     for _ in range(2):
         block = iterate(x, block, mode)
-    energies, rotation = torch.linalg.eigh(mode_gram(mode_product(x, block, mode), mode))
+    energies, rotation = eigh(mode_gram(mode_product(x, block, mode), mode))
     share = energies.flip(0).clamp_min(0).cumsum(0) / energy
     rank = int((share < epsilon).sum()) + 1
     if rank > len(energies):
