@@ -66,7 +66,9 @@ class Convolution:
         Raises:
             ConfigError: A size or a setting cannot be used, or the window does not fit the input.
         """
-        for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        least_of = {"height": 1, "width": 1, "kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
+        values = (height, width, kernel, stride, padding, dilation)
+        for (name, least), value in zip(least_of.items(), values, strict=True):
             if value < least:
                 raise ConfigError(f"Convolution.of_layer({name}=...): expected at least {least}, got {value}")
         reach = dilation * (kernel - 1) + 1
