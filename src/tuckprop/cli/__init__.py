@@ -12,6 +12,8 @@ from tuckprop.cli.demo import DemoOptions, demo
 from tuckprop.cli.measure import MeasureOptions, measure
 from tuckprop.cli.plan import PlanOptions, plan
 from tuckprop.cli.plot import PlotOptions, plot
+from tuckprop.cli.predict import PredictOptions, predict
+from tuckprop.cli.spectrum import SpectrumOptions, spectrum
 from tuckprop.cli.table import TableOptions, table
 from tuckprop.cli.train import TrainOptions, train
 from tuckprop.errors import TuckpropError
@@ -23,6 +25,8 @@ _VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "measure": (MeasureOptions, measure),
     "table": (TableOptions, table),
     "plot": (PlotOptions, plot),
+    "predict": (PredictOptions, predict),
+    "spectrum": (SpectrumOptions, spectrum),
 }
 
 

@@ -13,14 +13,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tuckprop.errors import ConfigError
 from tuckprop.registry import Registry
+from tuckprop.report.style import COLOURS, MARKERS, SIZE
 from tuckprop.report.summary import Row, Spread
 from tuckprop.report.table import unit
-
-# Okabe and Ito's colours, which people with colour blindness can tell apart, and a marker each for print in grey.
-_COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-# A column of a paper, in inches.
-_SIZE = (3.5, 3.3)
 
 
 @dataclass(frozen=True)
@@ -59,12 +54,12 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     tasks = sorted({row.task for row in rows})
     if len(tasks) != 1:
         raise ConfigError(f"plot: expected finished runs of one task, got {len(tasks)} ({'; '.join(tasks) or 'none'})")
-    figure = Figure(figsize=_SIZE, layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     depths = {row.layers for row in rows}
     lines = {}
     for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
-        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         lines[method] = _line(axes, [row for row in rows if row.method == method], measure, style, len(depths) > 1)
     axes.set_xscale("log", base=2)
     axes.set_xlim(*_limits([measure.value(row).mean for row in rows]))

@@ -1,0 +1,137 @@
+"""What the closed forms predict for one convolution, as a table: each number with its formula and its source."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from rich.table import Table
+
+from tuckprop.report.table import unit
+from tuckprop.theory import Convolution, cost, speed, storage
+
+_SYMBOLS = (
+    "K is K1: the batch unfolding is the same in both methods, so at one share of variance SVD has HOSVD's first rank. "
+    "D taps a side, C' x H' x W' the output, C C' over the groups but in row 4; M a mode's size, P the product of the "
+    "others. A multiply-add is two floating-point operations. paper: Nguyen et al., NeurIPS 2024. code: the counts in "
+    "its authors' public code, which take the input's size for the output's, ignore groups and decompose in full. "
+    "here: derived for this library."
+)
+_PREFIXES = ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"))
+
+
+class _Line(NamedTuple):
+    """A row of the table and the note that explains it."""
+
+    quantity: str
+    plain_svd_hosvd: Iterable[str]
+    note: str
+
+
+def prediction_table(conv: Convolution, ranks: tuple[int, ...]) -> Table:
+    """Return storage, multiply-adds and speed-ups of plain training, SVD and HOSVD.
+
+    Args:
+        conv: The convolution.
+        ranks: HOSVD's, one a mode of the input; SVD gets the first.
+
+    Returns:
+        A table for the terminal, with numbered notes under it.
+
+    Raises:
+        ConfigError: There is not one rank a mode, from 1 to the mode's size.
+    """
+    shape = " x ".join(map(str, conv.shape))
+    groups = "" if conv.groups == 1 else f", {conv.groups} groups"
+    to = f"{conv.outputs} x {conv.out_height} x {conv.out_width}"
+    table = Table(
+        title=f"{shape} to {to}, kernel {conv.kernel}{groups}\nranks {' '.join(map(str, ranks))}",
+        caption_justify="left",
+        caption_style="",
+    )
+    for heading in ("", "plain", "SVD", "HOSVD", "note"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
+    notes: list[str] = []
+    for section in (_storage(conv, ranks), _multiply_adds(conv, ranks), _speedups(conv, ranks)):
+        for line in section:
+            notes.append(line.note)
+            table.add_row(line.quantity, *line.plain_svd_hosvd, str(len(notes)))
+        table.add_section()
+    table.caption = "\n".join([*(f"{number}. {note}" for number, note in enumerate(notes, 1)), _SYMBOLS])
+    return table
+
+
+def _svd_rank(conv: Convolution, ranks: tuple[int, ...]) -> int:
+    return min(ranks[0], *conv.unfolding(0))
+
+
+def _storage(conv: Convolution, ranks: tuple[int, ...]) -> list[_Line]:
+    hosvd = storage.hosvd_elements(conv, ranks)
+    kept = (storage.plain_elements(conv), storage.svd_elements(conv, _svd_rank(conv, ranks)), hosvd)
+    rates = (f"{storage.compression_rate(conv, elements):.4g}" for elements in kept)
+    elements = "BCHW; SVD: K (B + CHW); HOSVD: K1 K2 K3 K4 + B K1 + C K2 + H K3 + W K4 (paper)"
+    return [
+        _Line("elements kept", map(_count, kept), elements),
+        _Line("bytes kept", (_size(4 * count) for count in kept), "4 an element, float32 (paper)"),
+        _Line("compression rate R_C", rates, "BCHW / elements kept (paper, Fig. 3a)"),
+    ]
+
+
+def _multiply_adds(conv: Convolution, ranks: tuple[int, ...]) -> list[_Line]:
+    rank = _svd_rank(conv, ranks)
+    published, forward = cost.plain_forward_as_published(conv), cost.plain_forward(conv)
+    full = (0, cost.svd_overhead_as_published(conv), cost.hosvd_overhead_as_published(conv))
+    gram = (0, cost.svd_overhead_by_gram(conv, rank), cost.hosvd_overhead_by_gram(conv, ranks))
+    plain, hosvd = cost.plain_weight_gradient(conv), cost.hosvd_weight_gradient(conv, ranks)
+    restored = (plain, cost.svd_weight_gradient(conv, rank), hosvd)
+    projected = (plain, cost.svd_weight_gradient_projected(conv, rank), hosvd)
+    inputs = (cost.plain_input_gradient(conv),) * 3
+    steps = "B K1 C' H'W' + H K1 K2 K3 K4 + HW K1 K2 K4 + D² C' K1 K2 H'W' + D² C C' K2"
+    return [
+        _Line(
+            "forward, full SVDs",
+            (_count(published + added) for added in full),
+            "multiply-adds: D² C C' BHW, and max(M, P)² min(M, P) for each unfolding (code; one SVD: here)",
+        ),
+        _Line(
+            "forward, Gram matrices",
+            (_count(forward + added) for added in gram),
+            "D² C C' B H'W', M² P + M³ for each unfolding, and the projection (here)",
+        ),
+        _Line(
+            "weight gradient",
+            map(_count, restored),
+            f"D² C C' B H'W'; SVD: that and K BCHW to restore (here); HOSVD: {steps} (code)",
+        ),
+        _Line("the same, not restored", map(_count, projected), "SVD: B K C' H'W' + D² C C' K H'W' (here)"),
+        _Line("input gradient", map(_count, inputs), "D² C C' B H'W', in every method, in no speed-up (here)"),
+    ]
+
+
+def _speedups(conv: Convolution, ranks: tuple[int, ...]) -> list[_Line]:
+    rank = _svd_rank(conv, ranks)
+    backward = speed.svd_backward_speedup(conv, rank), speed.hosvd_backward_speedup(conv, ranks)
+    full = speed.svd_step_speedup_as_published(conv, rank), speed.hosvd_step_speedup_as_published(conv, ranks)
+    gram = speed.svd_step_speedup_by_gram(conv, rank), speed.hosvd_step_speedup_by_gram(conv, ranks)
+    return [
+        _Line(
+            "R_S, weight gradient",
+            _ratios(backward),
+            "row 6: plain / its own (paper, Fig. 3b, if that is without forward)",
+        ),
+        _Line("R_S, forward too", _ratios(full), "rows 4 + 6: plain / its own (code)"),
+        _Line("the same, by Gram", _ratios(gram), "rows 5 + 7: plain / its own (here)"),
+    ]
+
+
+def _ratios(svd_hosvd: tuple[float, float]) -> Iterable[str]:
+    return "1", *(f"{value:.4g}" for value in svd_hosvd)
+
+
+def _count(value: int) -> str:
+    """Return a count, such as "118.4 G"."""
+    size, prefix = next((entry for entry in _PREFIXES if value >= entry[0]), (1, ""))
+    return f"{value / size:.4g} {prefix}" if prefix else f"{value:,}"
+
+
+def _size(nbytes: int) -> str:
+    size, name = unit(nbytes)
+    return f"{nbytes / size:.4g} {name}"

@@ -1,0 +1,28 @@
+"""The look that all figures share: a paper's column, small type, one colour and one marker a thing."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with colour blindness can tell apart, and a marker each for print in grey.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+# A column of a paper, in inches.
+SIZE = (3.5, 3.3)
+
+
+def new_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """Return an empty figure of a column's width and its axes, with labels and a grid."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=8)
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    return figure, axes
+
+
+def legend_below(figure: Figure, columns: int = 2) -> None:
+    """Add a legend of all labelled lines under the axes, outside them."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
