@@ -1,23 +1,29 @@
 """Data sets by name: read from where the user has them, checked, decoded once, served in batches."""
 
 from tuckprop.data import cifar10, digits, own
-from tuckprop.data._base import DataSet, Pictures, datasets
+from tuckprop.data._base import IGNORED, DataSet, Pictures, Served, datasets
 from tuckprop.data.arrays import ArrayPictures
 from tuckprop.data.batches import Batches
 from tuckprop.data.folder import FilePictures, read_folder
+from tuckprop.data.halves import halves
 from tuckprop.data.load import Loaded, load
+from tuckprop.data.on_demand import OnDemand
 from tuckprop.data.split import split
 
 __all__ = [
+    "IGNORED",
     "ArrayPictures",
     "Batches",
     "DataSet",
     "FilePictures",
     "Loaded",
+    "OnDemand",
     "Pictures",
+    "Served",
     "cifar10",
     "datasets",
     "digits",
+    "halves",
     "load",
     "own",
     "read_folder",

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from tuckprop.data.fit import Fit, squeeze
 from tuckprop.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm")
@@ -24,29 +25,48 @@ class FilePictures:
         read: Returns a file's bytes.
         where: The folder or zip, for error texts.
         size: Pixels a side that every image must have; None takes any size and makes all of them `resolution` square.
+        fit: How an image becomes a square.
     """
 
     def __init__(
-        self, names: Sequence[str], labels: Tensor, read: Callable[[str], bytes], where: Path, size: int | None
+        self,
+        names: Sequence[str],
+        labels: Tensor,
+        read: Callable[[str], bytes],
+        where: Path,
+        size: int | None,
+        fit: Fit = squeeze,
     ) -> None:
         self.names = names
         self.labels = labels
         self.where = where
         self._read = read
         self._size = size
+        self._fit = fit
+
+    def fitted(self, fit: Fit) -> "FilePictures":
+        """Return the same images, made into squares by `fit`."""
+        return FilePictures(self.names, self.labels, self._read, self.where, self._size, fit)
 
     def decode(self, indices: Tensor, resolution: int) -> Tensor:
         """Return the chosen images in RGB, [images, 3, height, width]; raises DataError with the name of a bad file."""
         side = resolution if self._size is None else min(self._size, resolution)
         images = torch.empty(len(indices), 3, side, side, dtype=torch.uint8)
         for row, index in enumerate(indices.tolist()):
-            images[row] = torch.from_numpy(self._open(self.names[index], side)).permute(2, 0, 1)
+            square = self._fit(self._open(self.names[index]), side, index)
+            images[row] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
         return images
 
-    def _open(self, name: str, side: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    def targets(self, indices: Tensor, resolution: int) -> Tensor:
+        """Return the chosen images' labels."""
+        return self.labels[indices]
+
+    def _open(self, name: str) -> Image.Image:
         try:
             with Image.open(BytesIO(self._read(name))) as image:
                 rgb = image.convert("RGB")
+        except FileNotFoundError as error:
+            raise DataError(f"{self.where}: the image {name!r} is missing; unpack the data set again") from error
         except (OSError, zipfile.BadZipFile, UnidentifiedImageError, SyntaxError, ValueError) as error:
             raise DataError(
                 f"{self.where}: cannot decode the image {name!r}: {error}; it may be truncated, replace it"
@@ -56,9 +76,7 @@ class FilePictures:
                 f"{self.where}: image {name!r}: expected {self._size} x {self._size} pixels, got "
                 f"{rgb.width} x {rgb.height}"
             )
-        if rgb.size != (side, side):
-            rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
-        return np.array(rgb)
+        return rgb
 
 
 def read_folder(
