@@ -1,6 +1,6 @@
 """Data sets by name: read from where the user has them, checked, decoded once, served in batches."""
 
-from tuckprop.data import cifar10, digits, own
+from tuckprop.data import cifar10, cifar100, cub200, digits, flowers102, food101, imagenet, own, pets
 from tuckprop.data._base import IGNORED, DataSet, Pictures, Served, datasets
 from tuckprop.data.arrays import ArrayPictures
 from tuckprop.data.batches import Batches
@@ -21,11 +21,17 @@ __all__ = [
     "Pictures",
     "Served",
     "cifar10",
+    "cifar100",
+    "cub200",
     "datasets",
     "digits",
+    "flowers102",
+    "food101",
     "halves",
+    "imagenet",
     "load",
     "own",
+    "pets",
     "read_folder",
     "split",
 ]
