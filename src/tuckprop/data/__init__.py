@@ -1,6 +1,20 @@
 """Data sets by name: read from where the user has them, checked, decoded once, served in batches."""
 
-from tuckprop.data import cifar10, cifar100, cub200, digits, flowers102, food101, imagenet, own, pets
+from tuckprop.data import (
+    ade20k,
+    cifar10,
+    cifar100,
+    cityscapes,
+    cub200,
+    digits,
+    flowers102,
+    food101,
+    imagenet,
+    own,
+    pets,
+    shapes,
+    voc2012,
+)
 from tuckprop.data._base import IGNORED, DataSet, Pictures, Served, datasets
 from tuckprop.data.arrays import ArrayPictures
 from tuckprop.data.batches import Batches
@@ -8,6 +22,7 @@ from tuckprop.data.folder import FilePictures, read_folder
 from tuckprop.data.halves import halves
 from tuckprop.data.load import Loaded, load
 from tuckprop.data.on_demand import OnDemand
+from tuckprop.data.scenes import ScenePictures
 from tuckprop.data.split import split
 
 __all__ = [
@@ -19,9 +34,12 @@ __all__ = [
     "Loaded",
     "OnDemand",
     "Pictures",
+    "ScenePictures",
     "Served",
+    "ade20k",
     "cifar10",
     "cifar100",
+    "cityscapes",
     "cub200",
     "datasets",
     "digits",
@@ -33,5 +51,7 @@ __all__ = [
     "own",
     "pets",
     "read_folder",
+    "shapes",
     "split",
+    "voc2012",
 ]

@@ -54,22 +54,21 @@ def read_number(text: str, path: Path, what: str, low: int, high: int) -> int:
     return number
 
 
-def require_files(root: Path, names: Sequence[str], listed: Path) -> None:
+def require_files(files: Sequence[Path], listed: Path) -> None:
     """Check that every file is there, so that none is missed in the middle of a run.
 
     Args:
-        root: Where they are.
-        names: Their names, seen from there.
-        listed: The list that names them.
+        files: The files.
+        listed: The list, or folder, that they come from.
 
     Raises:
-        DataError: Some are not; the text has the first.
+        DataError: Some are not there; the text has the first.
     """
-    absent = [name for name in names if not (root / name).is_file()]
+    absent = [file for file in files if not file.is_file()]
     if absent:
         raise DataError(
-            f"{root}: {len(absent)} of the {len(names)} files that {listed} lists are missing, the first is "
-            f"{absent[0]}; unpack the data set again"
+            f"{absent[0]} is missing, and {len(absent) - 1} more of the {len(files)} files that belong to {listed}; "
+            "unpack the data set again"
         )
 
 
@@ -87,5 +86,5 @@ def list_pictures(root: Path, names: Sequence[str], labels: Tensor, listed: Path
     """
     if not names:
         raise DataError(f"{listed}: expected a list of images, it has none of this part")
-    require_files(root, names, listed)
+    require_files([root / name for name in names], listed)
     return FilePictures(names, labels, lambda name: (root / name).read_bytes(), root, None)

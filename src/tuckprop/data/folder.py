@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from tuckprop.data.fit import Fit, squeeze
 from tuckprop.errors import DataError
+
+T = TypeVar("T")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm")
 
@@ -61,22 +64,30 @@ class FilePictures:
         """Return the chosen images' labels."""
         return self.labels[indices]
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return an image's width and height in its file."""
+        return self._decoded(self.names[index], lambda image: image.size)
+
     def _open(self, name: str) -> Image.Image:
-        try:
-            with Image.open(BytesIO(self._read(name))) as image:
-                rgb = image.convert("RGB")
-        except FileNotFoundError as error:
-            raise DataError(f"{self.where}: the image {name!r} is missing; unpack the data set again") from error
-        except (OSError, zipfile.BadZipFile, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"{self.where}: cannot decode the image {name!r}: {error}; it may be truncated, replace it"
-            ) from error
+        rgb = self._decoded(name, lambda image: image.convert("RGB"))
         if self._size is not None and rgb.size != (self._size, self._size):
             raise DataError(
                 f"{self.where}: image {name!r}: expected {self._size} x {self._size} pixels, got "
                 f"{rgb.width} x {rgb.height}"
             )
         return rgb
+
+    def _decoded(self, name: str, use: Callable[[Image.Image], T]) -> T:
+        """Return what `use` makes of an image's file."""
+        try:
+            with Image.open(BytesIO(self._read(name))) as image:
+                return use(image)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.where}: the image {name!r} is missing; unpack the data set again") from error
+        except (OSError, zipfile.BadZipFile, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{self.where}: cannot decode the image {name!r}: {error}; it may be truncated, replace it"
+            ) from error
 
 
 def read_folder(
