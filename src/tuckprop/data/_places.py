@@ -79,15 +79,7 @@ class Place:
             reader = getattr(importlib.import_module("torchvision.datasets"), self.reader)
             root.mkdir(parents=True, exist_ok=True)
             reader(str(root), download=True, **self.arguments)
-        except (
-            ImportError,
-            OSError,
-            RuntimeError,
-            EOFError,
-            ConfigError,
-            tarfile.TarError,
-            zipfile.BadZipFile,
-        ) as error:
+        except _FAILURES as error:
             raise DataError(f"{self.title}: the download into {root} failed ({error}); {self.help()}") from error
         return root
 

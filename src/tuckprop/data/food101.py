@@ -35,10 +35,8 @@ def read_food101(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     """
     folder = PLACE.find(path)
     classes = tuple(name for (name,) in read_rows(folder / _NAMES, 1))
-    if len(set(classes)) != _CLASSES or len(classes) != _CLASSES:
-        raise DataError(
-            f"{folder / _NAMES}: expected {_CLASSES} classes, got {len(set(classes))} in {len(classes)} lines"
-        )
+    if not len(set(classes)) == len(classes) == _CLASSES:
+        raise DataError(f"{folder / _NAMES}: expected {_CLASSES} names, each once, got {len(set(classes))} names")
     number = {name: label for label, name in enumerate(classes)}
     names = [name for (name,) in read_rows(folder / _LIST, 1)]
     dishes = [name.partition("/")[0] for name in names]

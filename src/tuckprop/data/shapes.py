@@ -74,12 +74,15 @@ class ShapePictures:
 def _inside(kind: int, x: "_Array[np.float64]", y: "_Array[np.float64]", angle: float) -> "_Array[np.bool_]":
     """Return which pixels are in a form in the unit circle; x and y [height, width] are seen from its centre."""
     if kind == CLASSES.index("circle"):
-        return np.less(x**2 + y**2, 1)
-    # A regular polygon lies within a certain distance of its centre, seen from each of its sides.
-    sides = 4 if kind == CLASSES.index("square") else 3
-    directions = angle + 2 * np.pi * np.arange(sides) / sides
-    distances = np.stack([x * np.cos(direction) + y * np.sin(direction) for direction in directions])
-    return np.less(distances.max(axis=0), np.cos(np.pi / sides))
+        distances, edge = np.hypot(x, y), 1.0
+    else:
+        # A regular polygon lies within a certain distance of its centre, seen from each of its sides.
+        sides = 4 if kind == CLASSES.index("square") else 3
+        directions = angle + 2 * np.pi * np.arange(sides) / sides
+        seen = np.stack([x * np.cos(direction) + y * np.sin(direction) for direction in directions])
+        distances, edge = seen.max(axis=0), np.cos(np.pi / sides)
+    inside: _Array[np.bool_] = distances < edge
+    return inside
 
 
 def read_shapes(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:

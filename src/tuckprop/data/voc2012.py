@@ -4,6 +4,7 @@ VOC alone has 1,464 images to train. With SBD beside it there are 10,582, the "V
 without VOC's 1,449 validation images.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ def read_voc2012(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     Raises:
         DataError: Files are missing; the text says what to fetch.
     """
-    root = PLACE.find(path)
+    # Absolute, so that its parents are known where the path is such as "."; links stay as they are.
+    root = Path(os.path.abspath(PLACE.find(path)))
     listed = root / _LISTS / "train.txt"
     names = _names(listed)
     images = [f"JPEGImages/{name}.jpg" for name in names]
@@ -57,8 +59,8 @@ def read_voc2012(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
         # VOC's own mask is the better one where both have an image.
         taken = {*names, *_names(root / _LISTS / "val.txt")}
         more = sorted({*_names(sbd / "train.txt"), *_names(sbd / "val.txt")} - taken)
-        images += [str((sbd / "img" / f"{name}.jpg").resolve()) for name in more]
-        masks += [(sbd / "cls" / f"{name}.mat").resolve() for name in more]
+        images += [str(sbd / "img" / f"{name}.jpg") for name in more]
+        masks += [sbd / "cls" / f"{name}.mat" for name in more]
     return ScenePictures(root, images, masks, _read_mask, len(CLASSES), listed), CLASSES
 
 
