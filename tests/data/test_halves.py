@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tests.data.trees import write_folder
 from tuckprop.data import halves, load
 from tuckprop.errors import ConfigError
+from tuckprop.train import DataSettings, Machine, NetworkSettings
+from tuckprop.train.prepare import prepare
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=200).filter(lambda x: len(set(x)) > 1), st.integers(0, 10**6))
@@ -72,3 +74,14 @@ def test_runs_of_any_seed_use_the_same_halves(tmp_path: Path) -> None:
 def test_there_are_two_halves(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="half: expected 0 or 1"):
         load("digits", seed=1, batch_size=8, half=2)
+
+
+def test_the_setting_reaches_the_data() -> None:
+    prepared = [
+        prepare(NetworkSettings(), DataSettings(half=half, batch_size=32), Machine(device="cpu"), seed=1)
+        for half in (0, 1)
+    ]
+    first, second = (run.data.train.labels.unique().tolist() for run in prepared)
+    # Digits are of unequal numbers, so that some classes are divided, but not all.
+    assert set(first) | set(second) == set(range(10))
+    assert len(set(first) & set(second)) < 8

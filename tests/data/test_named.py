@@ -275,6 +275,13 @@ def test_imagenets_validation_images_are_labelled_by_folder_or_by_the_kit(tmp_pa
     check_colours(found, [1, 2, 3, 4] if flat else [2, 3, 1, 4])
 
 
+def test_imagenets_validation_folders_must_be_those_of_training(tmp_path: Path) -> None:
+    root = write_imagenet(tmp_path)
+    (root / "val" / WNIDS[0]).rename(root / "val" / "n00000001")
+    with pytest.raises(DataError, match=rf"each of the 3 classes.*unknown: n00000001; missing: {WNIDS[0]}"):
+        datasets["imagenet"].read_val(root)
+
+
 def test_imagenets_validation_images_without_labels_are_refused(tmp_path: Path) -> None:
     root = write_imagenet(tmp_path, flat=True)
     data = root / "ILSVRC2012_devkit_t12" / "data"

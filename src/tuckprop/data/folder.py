@@ -1,5 +1,6 @@
 """Images as files, one folder a class, on disk or in a zip."""
 
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -111,7 +112,11 @@ def read_folder(
         if inner.exists():
             return read_folder(inner, classes=classes, size=size)
     if path.is_dir():
-        names = sorted(file.relative_to(path).as_posix() for file in path.glob("*/*") if _is_image(file.name))
+        # By names alone: ImageNet has more than a million.
+        folders = [name for name in os.listdir(path) if (path / name).is_dir()]
+        names = sorted(
+            f"{folder}/{name}" for folder in folders for name in os.listdir(path / folder) if _is_image(name)
+        )
         return _label(names, lambda name: (path / name).read_bytes(), path, classes, size)
     if not path.is_file():
         raise DataError(f"{path}: expected a folder or a zip with CLASS/NAME.jpg in it, there is nothing")
@@ -125,6 +130,12 @@ def read_folder(
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not PurePosixPath(name).name.startswith("._")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names for a text, ten at most."""
+    rest = [f"{len(names) - 10} more"] if len(names) > 10 else []
+    return ", ".join([*names[:10], *rest]) or "none"
 
 
 def _label(
@@ -141,8 +152,8 @@ def _label(
     if set(found) != set(known):
         strange, absent = sorted(set(found) - set(known)), sorted(set(known) - set(found))
         raise DataError(
-            f"{where}: expected a folder for each of the {len(known)} classes {', '.join(known)}; "
-            f"unknown: {', '.join(strange) or 'none'}; missing: {', '.join(absent) or 'none'}"
+            f"{where}: expected a folder for each of the {len(known)} classes {_some(known)}; "
+            f"unknown: {_some(strange)}; missing: {_some(absent)}"
         )
     label = {name: number for number, name in enumerate(known)}
     return FilePictures(names, torch.tensor([label[folder] for folder in folders]), read, where, size), known
