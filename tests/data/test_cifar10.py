@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.data.trees import CLASSES, pictures, write_batches, write_folder, write_zip
-from tuckprop.data import cifar10
+from tuckprop.data import _places
 from tuckprop.data.cifar10 import read_cifar10
 from tuckprop.errors import DataError
 
@@ -109,8 +109,8 @@ class _Torchvision:
 def test_without_a_path_it_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remote = _Torchvision(online=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cifar10, "import_torchvision", lambda: None)
-    monkeypatch.setattr(cifar10.importlib, "import_module", lambda name: remote)
+    monkeypatch.setattr(_places, "import_torchvision", lambda: None)
+    monkeypatch.setattr(_places.importlib, "import_module", lambda name: remote)
     for _ in range(2):
         assert len(read_cifar10(None)[0].labels) == 50
     assert remote.calls == 1
@@ -118,7 +118,7 @@ def test_without_a_path_it_is_downloaded_once(tmp_path: Path, monkeypatch: pytes
 
 def test_offline_it_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cifar10, "import_torchvision", lambda: None)
-    monkeypatch.setattr(cifar10.importlib, "import_module", lambda name: _Torchvision(online=False))
-    with pytest.raises(DataError, match=r"no route to host.*--data-path.*cifar-10-python\.tar\.gz"):
+    monkeypatch.setattr(_places, "import_torchvision", lambda: None)
+    monkeypatch.setattr(_places.importlib, "import_module", lambda name: _Torchvision(online=False))
+    with pytest.raises(DataError, match=r"no route to host.*cifar-10-python\.tar\.gz.*--data-path"):
         read_cifar10(None)

@@ -24,3 +24,7 @@ class ArrayPictures:
         size = (resolution, resolution)
         shrunk = F.interpolate(chosen.float(), size, mode="bilinear", antialias=True, align_corners=False)
         return shrunk.round().clamp(0, 255).to(uint8)
+
+    def targets(self, indices: Tensor, resolution: int) -> Tensor:
+        """Return the chosen images' labels."""
+        return self.labels[indices]

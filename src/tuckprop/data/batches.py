@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tuckprop.errors import ConfigError
+from tuckprop.data._normalise import Normalise
+from tuckprop.data._order import Order
 
 
 class Batches:
-    """Labelled images in memory, served as normalised batches.
+    """Images with targets, in memory, served as normalised batches.
 
     Args:
         images: uint8, [images, channels, height, width].
-        labels: int64, [images].
+        labels: int64, [images]; or masks, uint8 [images, resolution, resolution].
         batch_size: Images a batch.
         resolution: Pixels a side of what is served; smaller images are enlarged (bilinear), batch by batch.
         mean: Subtracted from pixels in [0, 1]; one for all channels or one a channel.
@@ -36,43 +35,26 @@ class Batches:
         std: float | tuple[float, ...] = 0.5,
         drop_last: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
         self.images = images
         self.labels = labels
         self.batch_size = batch_size
         self.resolution = resolution
-        self._mean = torch.as_tensor(mean).view(-1, 1, 1)
-        self._std = torch.as_tensor(std).view(-1, 1, 1)
-        self._count = len(labels) // batch_size if drop_last else -(-len(labels) // batch_size)
-        if not self._count:
-            raise ConfigError(
-                f"batch_size: {len(labels)} images make no full batch of {batch_size}; use more images, smaller "
-                "batches, or keep the last batch (--no-drop-last)"
-            )
+        self._order = Order(len(labels), batch_size, drop_last)
+        self._normalise = Normalise(resolution, mean, std)
 
     def __len__(self) -> int:
-        return self._count
+        return self._order.batches
 
     def shuffled(self, seed: int, epoch: int) -> Tensor:
         """Return the order of an epoch, int64, [images]; it depends on nothing but the arguments."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.labels), generator=generator)
+        return self._order.shuffled(seed, epoch)
 
     def serve(self, order: Tensor | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches: images, float32 [batch, channels, resolution, resolution], and labels, int64 [batch].
+        """Yield batches: images, float32 [batch, channels, resolution, resolution], and targets, int64 [batch, ...].
 
         Args:
             order: As `shuffled` returns it; None serves the images as they are stored.
             start: Number of batches to leave away at the beginning.
         """
-        order = torch.arange(len(self.labels)) if order is None else order
-        for number in range(start, self._count):
-            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self._prepare(self.images[chosen]), self.labels[chosen]
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        x = images.float() / 255
-        if x.shape[-2:] != (self.resolution, self.resolution):
-            x = F.interpolate(x, (self.resolution, self.resolution), mode="bilinear", align_corners=False)
-        return (x - self._mean) / self._std
+        for chosen in self._order.cut(order, start):
+            yield self._normalise(self.images[chosen]), self.labels[chosen].long()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tuckprop.data._base import DataSet, Pictures, datasets
+from tuckprop.data._imagenet_statistics import MEAN, STD
 from tuckprop.data.folder import read_folder
 from tuckprop.errors import ConfigError
 
@@ -18,15 +19,14 @@ def read_own(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     return read_folder(path)
 
 
-# Mean and standard deviation of ImageNet, as pretrained networks expect.
 datasets.add(
     "folder",
     DataSet(
         read_own,
         channels=3,
         resolution=224,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=MEAN,
+        std=STD,
         network="mobilenetv2",
     ),
 )

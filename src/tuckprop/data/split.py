@@ -27,15 +27,40 @@ def split(
     Raises:
         ConfigError: A size is not positive or larger than what there is.
     """
-    generator = torch.Generator().manual_seed(seed)
     train, val = [], []
-    for label in labels.unique(sorted=True):
-        members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
+    for members in _by_class(labels, seed):
         held_out = round(len(members) * val_share)
         val.append(members[:held_out])
         train.append(members[held_out:])
     return _take(train, train_size, "train_size"), _take(val, val_size, "val_size")
+
+
+def subset(labels: Tensor, seed: int, size: int | None, name: str) -> Tensor:
+    """Choose images of a set that is split already.
+
+    Args:
+        labels: Class of each image, int64, [images].
+        seed: Decides which.
+        size: How many, the same number of every class, to within one; None takes all.
+        name: Of the setting, for the error's text.
+
+    Returns:
+        Indices, int64.
+
+    Raises:
+        ConfigError: The size is not positive or larger than what there is.
+    """
+    return _take(_by_class(labels, seed), size, name)
+
+
+def _by_class(labels: Tensor, seed: int) -> list[Tensor]:
+    """Return the indices of every class, shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = []
+    for label in labels.unique(sorted=True):
+        members = (labels == label).nonzero().flatten()
+        classes.append(members[torch.randperm(len(members), generator=generator)])
+    return classes
 
 
 def _take(classes: list[Tensor], size: int | None, name: str) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tuckprop.data import Batches
+from tuckprop.data import Served
 from tuckprop.errors import CheckpointError, ConfigError
 from tuckprop.memory import PaperCounter
 from tuckprop.report.records import Epoch
@@ -65,8 +65,8 @@ class Trainer:
 
     def train(
         self,
-        train: Batches,
-        val: Batches,
+        train: Served,
+        val: Served,
         *,
         save: Callable[[], None] = lambda: None,
         stop: Callable[[], bool] = lambda: False,
@@ -98,7 +98,7 @@ class Trainer:
                 watch.on_epoch(self.epochs[-1])
         return True
 
-    def _train_epoch(self, train: Batches, counter: PaperCounter, stop: Callable[[], bool], watch: Watch) -> bool:
+    def _train_epoch(self, train: Served, counter: PaperCounter, stop: Callable[[], bool], watch: Watch) -> bool:
         tally = self._tally
         number = len(self.epochs) + 1
         order = train.shuffled(self.schedule.seed, number)
@@ -139,7 +139,7 @@ class Trainer:
         self._optimizer.step()
         return loss.item(), int((outputs.detach().argmax(1) == labels).sum())
 
-    def _finish_epoch(self, val: Batches) -> None:
+    def _finish_epoch(self, val: Served) -> None:
         begun = perf_counter()
         val_loss, val_accuracy = self.evaluate(val)
         tally, self._tally = self._tally, _Tally()
@@ -158,7 +158,7 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches) -> tuple[float, float]:
+    def evaluate(self, batches: Served) -> tuple[float, float]:
         """Return mean loss and accuracy over all images of `batches`."""
         self.model.eval()
         loss, right, count = 0.0, 0, 0
@@ -169,7 +169,7 @@ class Trainer:
             count += len(labels)
         return loss / count, right / count
 
-    def first_loss(self, train: Batches) -> Callable[[nn.Module], Tensor]:
+    def first_loss(self, train: Served) -> Callable[[nn.Module], Tensor]:
         """Put the model in train mode; return its loss on the first batch as a function, for `tuckprop.measure`."""
         self._train_mode()
         images, labels = next(train.serve())

@@ -62,6 +62,7 @@ def prepare(network: NetworkSettings, data: DataSettings, machine: Machine, seed
         train_size=data.train_size,
         val_size=data.val_size,
         drop_last=data.drop_last,
+        half=data.half,
     )
     name = network.model or loaded.network
     torch.manual_seed(seed)

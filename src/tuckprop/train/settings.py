@@ -34,6 +34,8 @@ class DataSettings:
         val_size: Validate on so many, likewise; by default on all (20%).
         batch_size: Images a batch.
         drop_last: Leave the last training batch of an epoch away where it is not full.
+        half: Use only half 0 or 1 of the training images, which share few classes (the paper's set-up B: pretrain on 0,
+            fine-tune on 1).
     """
 
     data: str = "digits"
@@ -43,6 +45,7 @@ class DataSettings:
     val_size: int | None = None
     batch_size: int = 128
     drop_last: bool = True
+    half: int | None = None
 
 
 @dataclass(frozen=True)
