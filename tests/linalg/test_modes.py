@@ -77,3 +77,17 @@ def test_products_on_different_modes_commute(shape: tuple[int, ...], random: obj
         results.append(y)
     assert results[0].numel() == 2 ** len(shape)
     assert_close(*results, rtol=1e-10, atol=1e-10 * math.prod(shape))
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 4, 4), (9, 8, 8, 8), (70, 8, 8), (64, 4, 4), (3, 40, 7, 3, 2)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_many_small_products(shape: tuple[int, ...], transposed: bool) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    for mode, size in enumerate(shape):
+        matrix = (
+            torch.randn(3, size, dtype=torch.float64).T if transposed else torch.randn(size, 3, dtype=torch.float64)
+        )
+        expected = torch.tensordot(x, matrix, ([mode], [0])).movedim(-1, mode)
+        found = mode_product(x, matrix, mode)
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, expected)

@@ -21,6 +21,9 @@ from tuckprop.linalg.tucker import modes_worth_factoring, project
 # A core this many times smaller than the activation is not worth a decomposition of its batch mode.
 _SMALL = 256
 
+# A factor of the batch that leaves more than this share of the core's bytes is not worth its decomposition.
+_WORTH = 0.85
+
 # After so many misses in a row, the axis with the largest basis is left whole until the horizon: where samples are few
 # beside its size, as in late layers, a basis fits its own batch and no other.
 _PATIENCE = 3
@@ -43,6 +46,7 @@ class Bases:
         age: Activations packed with them since.
         misses: How often in a row bases did not serve one activation beyond that they were computed from.
         whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
+        batch_pays: Whether a factor of the batch saved enough bytes when the bases were new.
     """
 
     factors: dict[int, Tensor]
@@ -51,6 +55,7 @@ class Bases:
     age: int = 0
     misses: int = 0
     whole: frozenset[int] = frozenset()
+    batch_pays: bool = True
 
 
 @dataclass
@@ -120,10 +125,14 @@ class SubspaceTracker:
                 core = None
         if known is None or core is None:
             known, core = self._refresh(y.dense() if isinstance(y, Standardised) else y, order, energy, known)
-        self.bases[key] = replace(known, age=known.age + 1)
         factors = {order.index(axis): basis.to(core) for axis, basis in known.factors.items()}
-        core, batch = self._factor_batch(core, order.index(0), prod(sizes))
-        factors |= batch
+        batch: dict[int, Tensor] = {}
+        if known.batch_pays:
+            core, batch = self._factor_batch(core, order.index(0), prod(sizes))
+            factors |= batch
+        self.bases[key] = replace(
+            known, age=known.age + 1, batch_pays=bool(batch) if not known.age else known.batch_pays
+        )
         rank = core.shape[order.index(0)] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
 
@@ -140,7 +149,7 @@ class SubspaceTracker:
             return core, {}
         found = spectrum(core, mode, 1 - (1 - self.epsilon) / 3)
         rank = int(found.rank)
-        if rank * (size + rest) >= core.numel():
+        if rank * (size + rest) > _WORTH * core.numel():
             return core, {}
         basis = found.leading(rank)
         return mode_product(core, basis, mode), {mode: basis}

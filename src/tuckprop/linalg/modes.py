@@ -12,6 +12,10 @@ from torch import Tensor
 # A copied slab of this many elements (4 MiB of float32) stays in cache and bounds the work memory.
 _SLAB = 1 << 20
 
+# More than so many products of matrices of so many elements are done as one.
+_FEW = 64
+_TINY = 100
+
 
 def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     """Contract axis `mode` of `x` with the rows of `matrix`: `y[.., k, ..] = sum_i x[.., i, ..] matrix[i, k]`.
@@ -31,6 +35,10 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
         return (x.reshape(before, size) @ matrix).reshape(shape)
     if before == 1:
         return (matrix.T @ x.reshape(size, after)).reshape(shape)
+    if before > _FEW and max(size, shape[mode]) * after <= _TINY:
+        # Products of many matrices this small do not pay for their calls; one with the identity multiplied in does.
+        identity = torch.eye(after, dtype=matrix.dtype, device=matrix.device)
+        return (x.reshape(before, size * after) @ torch.kron(matrix.contiguous(), identity)).reshape(shape)
     return torch.bmm(matrix.T.expand(before, -1, -1), x.reshape(before, size, after)).reshape(shape)
 
 
