@@ -1,12 +1,16 @@
-"""Time of one training step, methods in alternation in one process: medians, quartiles, and the ratio to plain.
+"""Time of one training step, a process a method, steps in alternation: medians, quartiles, and the ratio to plain.
 
 python benchmarks/speed.py --data-path PATH --weights mcunet.safetensors
 """
 
 import json
+import multiprocessing
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -31,9 +35,9 @@ class Options:
     methods: tuple[str, ...] = ("plain", "checkpoint", "bf16", "dense", "hosvd-0.8", "asi", "subspace-0.8")
     """Of those in arms.py; the first is the one the others are divided by."""
     repeats: int = 11
-    """Steps a method that are timed."""
+    """Turns a method that are timed, of two steps each."""
     warmup: int = 4
-    """Steps a method before."""
+    """Turns a method before."""
     device: str = "cpu"
     """cpu or cuda."""
     threads: int = 2
@@ -42,26 +46,62 @@ class Options:
     """Write records to this JSONL file."""
 
 
+def work(connection: Connection, options: Options, network: str, method: str) -> None:
+    """Train one network under one method in this process; of the two steps of a turn, the second one's seconds go back.
+
+    The first brings this process's memory back into the caches, as it is in a training run.
+    """
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    training = Training(network, method, device, options.weights)
+    while (turn := connection.recv()) is not None:
+        for pair in turn:
+            images, labels = (torch.from_numpy(part).to(device) for part in pair)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            training.step(images, labels)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        connection.send(time.perf_counter() - start)
+
+
+@contextmanager
+def workers(options: Options, network: str) -> Iterator[dict[str, Connection]]:
+    """Start a process a method: the memory that one method leaves behind must not serve another.
+
+    Yields:
+        The way to each, by method.
+    """
+    context = multiprocessing.get_context("spawn")
+    connections, processes = {}, []
+    for method in options.methods:
+        connections[method], far = context.Pipe()
+        processes.append(context.Process(target=work, args=(far, options, network, method), daemon=True))
+        processes[-1].start()
+    try:
+        yield connections
+    finally:
+        for connection in connections.values():
+            connection.send(None)
+        for process in processes:
+            process.join()
+
+
 def main() -> None:
     """Time every network under every method and print the table."""
     options = tyro.cli(Options)
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
     console = Console(width=140)
     for network in options.networks:
-        count = options.warmup + options.repeats
-        pairs = list(batches(NETWORKS[network], options.data, options.data_path, count, device))
-        arms = {method: Training(network, method, device, options.weights) for method in options.methods}
         times: dict[str, list[float]] = {method: [] for method in options.methods}
-        for images, labels in pairs:
-            for method, training in arms.items():
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                start = time.perf_counter()
-                training.step(images, labels)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                times[method].append(time.perf_counter() - start)
+        count = options.warmup + options.repeats
+        with workers(options, network) as arms:
+            for images, labels in batches(
+                NETWORKS[network], options.data, options.data_path, count, torch.device("cpu")
+            ):
+                for method, connection in arms.items():
+                    connection.send((images.numpy(), labels.numpy()))
+                    times[method].append(connection.recv())
         report(console, network, {m: t[options.warmup :] for m, t in times.items()}, options)
 
 
