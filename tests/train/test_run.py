@@ -145,3 +145,15 @@ def test_depths_that_are_not_there_are_refused(tmp_path: Path, codec: Codec | No
 )  # fmt: skip
 def test_methods_have_short_names(codec: Codec | None, name: str) -> None:
     assert Experiment(compression=Compression(codec)).method() == name
+
+
+def test_a_byte_budget_is_met(tmp_path: Path) -> None:
+    record = run(replace(SHORT, compression=Compression(codec=Subspace(), budget="200KB")), tmp_path / "run")
+    assert record.method == "Subspace, budget 200KB"
+    assert record.memory is not None
+    assert record.memory.held_bytes == pytest.approx(200_000, rel=0.15)
+
+
+def test_a_budget_needs_a_codec(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        run(replace(SHORT, compression=Compression(budget="1MB")), tmp_path / "run")

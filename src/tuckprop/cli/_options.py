@@ -14,6 +14,7 @@ _HELP = {
     "last": "Train only the last so many convolutions (Linear layers in a transformer) and what follows them.",
     "select": "Compress only layers whose name matches this pattern, such as 'blocks.13.*'.",
     "pointwise": "Convert norms, activations, pools and dropout too.",
+    "budget": "Bytes that a batch may hold for backward, such as 64MB: each layer's setting is chosen to meet it.",
 }
 
 

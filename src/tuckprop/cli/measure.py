@@ -22,7 +22,7 @@ def measure(options: MeasureOptions) -> int:
     """Print it; return the exit code."""
     compression = to_compression(options.compression)
     prepared = prepare(options.network, options.data, options.machine, options.seed)
-    sites = compress(prepared.model, compression)
+    sites = compress(prepared, compression)
     trainer = Trainer(prepared.model, Schedule(), sites=sites, channels_last=options.machine.channels_last)
     print(tuckprop.measure(prepared.model, trainer.first_loss(prepared.data.train)))
     return 0

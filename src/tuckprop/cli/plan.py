@@ -38,6 +38,7 @@ def plan(options: PlanOptions) -> int:
         last=compression.last,
         select=selector(compression.select),
         pointwise=compression.pointwise,
+        budget=compression.budget,
     )
     print(made)
     if options.save is not None:

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from tuckprop import convert, freeze, zoo
+from tuckprop import convert, freeze, plan, zoo
 from tuckprop.data import Loaded, load
 from tuckprop.errors import ConfigError
 from tuckprop.plan import Select, choose_sites
@@ -91,11 +91,11 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def compress(model: nn.Module, settings: Compression) -> tuple[str, ...]:
-    """Freeze and convert `model` as the settings say, in place.
+def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
+    """Freeze and convert the model as the settings say, in place.
 
     Args:
-        model: A plain model.
+        prepared: A plain model, and the data whose first batch a byte budget is measured on.
         settings: How activations are kept.
 
     Returns:
@@ -104,9 +104,23 @@ def compress(model: nn.Module, settings: Compression) -> tuple[str, ...]:
     Raises:
         ConfigError: A setting does not fit the model.
     """
-    select = selector(settings.select)
+    model, select = prepared.model, selector(settings.select)
+    if settings.budget is not None and settings.codec is None:
+        raise ConfigError("budget: expected a codec to set with it, got plain training; pass --codec subspace")
     sites = tuple(choose_sites(model, last=settings.last, select=select))
-    if settings.codec is not None:
+    if settings.codec is not None and settings.budget is not None:
+        images, _ = next(iter(prepared.data.train.serve()))
+        planned = plan(
+            model,
+            images.to(prepared.device),
+            settings.codec,
+            last=settings.last,
+            select=select,
+            pointwise=settings.pointwise,
+            budget=settings.budget,
+        )
+        convert(model, planned)
+    elif settings.codec is not None:
         convert(model, settings.codec, last=settings.last, select=select, pointwise=settings.pointwise)
     elif settings.last is not None:
         freeze(model, last=settings.last, select=select)

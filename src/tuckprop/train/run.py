@@ -65,7 +65,7 @@ def run(
         raise ConfigError(f"{out} holds a run already: pass --resume to go on with it, or another folder with --out")
     prepared = prepare(experiment.network, experiment.data, experiment.machine, experiment.schedule.seed)
     experiment = replace(experiment, network=replace(experiment.network, model=prepared.name))
-    sites = compress(prepared.model, experiment.compression)
+    sites = compress(prepared, experiment.compression)
     trainer = Trainer(prepared.model, experiment.schedule, sites=sites, channels_last=experiment.machine.channels_last)
     identity = experiment.identity()
     if start.resume:

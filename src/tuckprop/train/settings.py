@@ -58,12 +58,15 @@ class Compression:
             and compresses all.
         select: Compress, and count, only layers whose name matches this pattern, as in `fnmatch`.
         pointwise: Convert norms, activations, pools and dropout too.
+        budget: Bytes that a batch may hold for backward, such as 64MB; each layer's setting is then chosen on the first
+            batch.
     """
 
     codec: Codec | None = None
     last: int | None = None
     select: str | None = None
     pointwise: bool = True
+    budget: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ class Experiment:
         codec = self.compression.codec
         if codec is None:
             return "plain"
+        if self.compression.budget is not None:
+            return f"{codec.label}, budget {self.compression.budget}"
         values = [(setting, getattr(codec, setting.name)) for setting in fields(codec)]
         unusual = [f"{setting.name} {value}" for setting, value in values[1:] if value != setting.default]
         return ", ".join([" ".join([codec.label, *(str(value) for _, value in values[:1])]), *unusual])
