@@ -23,7 +23,7 @@ def test_it_writes_one_file_and_names_it(runs: Path, tmp_path: Path, capsys: pyt
     assert list(out.parent.iterdir()) == [out]
     text = out.read_text(encoding="utf-8")
     assert "<title>A &amp; B</title>" in text
-    assert "HOSVD 0.8, last 2, seed 1: 70.0 %, not finished (3 of 3 epochs)" in text
+    assert "HOSVD 0.8, last 2, seed 1: 70.0%, not finished, 3 of 3 epochs" in text
 
 
 def test_a_file_is_replaced_only_when_asked(

@@ -140,7 +140,7 @@ def test_a_section_a_task_with_its_own_rows_and_plots() -> None:
 def test_a_run_shows_settings_environment_memory_and_epochs() -> None:
     run = record("HOSVD 0.8", codec_settings={"epsilon": 0.8}, select=None, pointwise=True, seed=77)
     page = Page(report_html([run], "One"))
-    assert page.of("summary") == ["HOSVD 0.8, last 2, seed 77: 70.0 %"]
+    assert page.of("summary") == ["HOSVD 0.8, last 2, seed 77: 70.0%"]
     pairs = dict(row for table in page.tables for row in table if len(row) == 2)
     assert pairs["codec_settings"] == '{"epsilon": 0.8}'
     assert (pairs["select"], pairs["pointwise"], pairs["seed"], pairs["torch"]) == ("-", "true", "77", "2")
@@ -157,7 +157,7 @@ def test_unfinished_runs_are_listed_apart() -> None:
     page = Page(report_html(MADE, "Some"))
     (table,) = [table for table in page.tables if table[0][-1].startswith("accuracy so far")]
     assert table[1:] == [["SVD 0.8", "last 2", "1", "1 of 3", "12.3"]]
-    assert "SVD 0.8, last 2, seed 1: 12.3 %, not finished (1 of 3 epochs)" in page.of("summary")
+    assert "SVD 0.8, last 2, seed 1: 12.3%, not finished, 1 of 3 epochs" in page.of("summary")
     assert page.of("li")[-1] == ": 3 finished, 1 not finished"
 
 
@@ -165,6 +165,7 @@ def test_no_finished_run_and_no_epoch_still_make_a_page() -> None:
     page = assert_self_contained(report_html([record(accuracies=(), paper=(), finished=False)], "Begun"))
     assert {"No run is finished.", "No run has an epoch."} <= set(page.of("p"))
     assert page.tables[0][1] == ["plain", "last 2", "1", "0 of 3", "-"]
+    assert page.of("summary") == ["plain, last 2, seed 1: not finished, 0 of 3 epochs"]
     page = assert_self_contained(report_html([record(finished=False)], "Under way"))
     assert [tag for tag, _ in page.tags].count("svg") == 1
     with pytest.raises(ConfigError, match="got none"):

@@ -37,9 +37,12 @@ a { color: inherit; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   white-space: nowrap; }
-thead th { background: var(--band); }
+thead th { background: var(--band); vertical-align: bottom; white-space: normal; overflow-wrap: normal; }
+th.number { min-width: 5rem; }
 th.number, td.number { text-align: right; }
-.pairs td { white-space: normal; min-width: 12rem; }
+.pairs th, .pairs td { white-space: normal; }
+.pairs th { overflow-wrap: normal; }
+.pairs td { min-width: 8rem; }
 .plots { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 figure { flex: 1 1 18rem; max-width: 30rem; margin: 0; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -64,7 +67,7 @@ _EPOCHS: tuple[tuple[str, Callable[[Epoch], str]], ...] = (
 )
 _MEMORY: tuple[tuple[str, Callable[[Memory], int]], ...] = (
     ("held for backward", lambda memory: memory.held_bytes),
-    ("the same, shared storages counted each time", lambda memory: memory.naive_bytes),
+    ("held, shared storages counted each time", lambda memory: memory.naive_bytes),
     ("peak of one step", lambda memory: memory.step_peak_bytes),
     ("paper's count, first batch", lambda memory: memory.paper_bytes),
     ("process peak", lambda memory: memory.process_peak_bytes),
@@ -130,7 +133,7 @@ def _unfinished(records: Sequence[Record]) -> str:
         [record.method, _depth(record), _text(record.settings["seed"]), _progress(record), _accuracy(record)]
         for record in records
     ]
-    return _table(["method", "layers", "seed", "epochs", "accuracy so far, best epoch, %"], cells, TEXT_COLUMNS)
+    return _table(["method", "layers", "seed", "epochs", "accuracy so far, %"], cells, TEXT_COLUMNS)
 
 
 def _plots(rows: Sequence[Row], records: Sequence[Record], names: Iterator[str]) -> str:
@@ -153,8 +156,9 @@ def _figure(figure: Figure, name: str, caption: str) -> str:
 def _run(record: Record) -> str:
     """Return one run, folded: all that its record holds."""
     settings = record.settings
-    done = "" if record.finished else f", not finished ({_progress(record)} epochs)"
-    line = f"{record.method}, {_depth(record)}, seed {_text(settings['seed'])}: {_accuracy(record)} %{done}"
+    results = [f"{_accuracy(record)}%"] if record.epochs else []
+    results += [] if record.finished else [f"not finished, {_progress(record)} epochs"]
+    line = f"{record.method}, {_depth(record)}, seed {_text(settings['seed'])}: {', '.join(results)}"
     parts = [f"<summary>{escape(line)}</summary>"]
     parts += ["<h4>Settings</h4>", _pairs((name, _text(value)) for name, value in settings.items())]
     environment = record.environment | {"seed": settings["seed"]}
