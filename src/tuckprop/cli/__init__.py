@@ -13,6 +13,7 @@ from tuckprop.cli.measure import MeasureOptions, measure
 from tuckprop.cli.plan import PlanOptions, plan
 from tuckprop.cli.plot import PlotOptions, plot
 from tuckprop.cli.predict import PredictOptions, predict
+from tuckprop.cli.report import ReportOptions, report
 from tuckprop.cli.spectrum import SpectrumOptions, spectrum
 from tuckprop.cli.table import TableOptions, table
 from tuckprop.cli.train import TrainOptions, train
@@ -25,6 +26,7 @@ _VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "measure": (MeasureOptions, measure),
     "table": (TableOptions, table),
     "plot": (PlotOptions, plot),
+    "report": (ReportOptions, report),
     "predict": (PredictOptions, predict),
     "spectrum": (SpectrumOptions, spectrum),
 }

@@ -1,5 +1,7 @@
 """Records of runs, and pure functions from records to tables and plots."""
 
+from tuckprop.report.curves import curves
+from tuckprop.report.html import report_html
 from tuckprop.report.plot import Measure, measures, plot, save_plot
 from tuckprop.report.records import Epoch, Memory, Record, find_records, read_record, write_record
 from tuckprop.report.summary import Row, Spread, summarise
@@ -12,11 +14,13 @@ __all__ = [
     "Record",
     "Row",
     "Spread",
+    "curves",
     "find_records",
     "markdown",
     "measures",
     "plot",
     "read_record",
+    "report_html",
     "save_plot",
     "summarise",
     "tables",

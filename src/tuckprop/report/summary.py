@@ -60,6 +60,11 @@ class Row:
     step_seconds: Spread
 
 
+def task(record: Record) -> str:
+    """Return the name of a run's task: data set and network, such as "cifar10, mcunet"."""
+    return f"{record.settings['data']}, {record.settings['model']}"
+
+
 def summarise(records: Iterable[Record]) -> list[Row]:
     """Return a row for every group of finished runs that differ in nothing but the seed.
 
@@ -88,7 +93,7 @@ def _row(group: list[Record]) -> Row:
         return Spread.of([float(value(record.memory)) for record in group if record.memory is not None])
 
     return Row(
-        task=f"{settings['data']}, {settings['model']}",
+        task=task(group[0]),
         method=group[0].method,
         layers=settings["last"],
         runs=len(group),

@@ -38,7 +38,7 @@ def milliseconds(value: Spread) -> str:
 
 Column = tuple[str, Callable[[Row], str]]
 # Heading and cell; the first two are text.
-_TEXT_COLUMNS = 2
+TEXT_COLUMNS = 2
 _METHOD: tuple[Column, ...] = (
     ("method", lambda row: row.method),
     ("layers", lambda row: "all" if row.layers is None else f"last {row.layers}"),
@@ -51,7 +51,7 @@ _BRIEF: tuple[Column, ...] = (
     ("process", lambda row: data_size(row.process_peak)),
     ("step, ms", lambda row: milliseconds(row.step_seconds)),
 )
-_FULL: tuple[Column, ...] = (
+FULL: tuple[Column, ...] = (
     *_METHOD,
     ("runs", lambda row: str(row.runs)),
     ("accuracy, best epoch, %", lambda row: percent(row.best_accuracy)),
@@ -79,7 +79,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     for task, group in groupby(rows, key=lambda row: row.task):
         table = Table(title=task, caption=BRIEF_CAPTION, caption_justify="left")
         for number, (heading, _) in enumerate(_BRIEF):
-            table.add_column(heading, justify="left" if number < _TEXT_COLUMNS else "right", overflow="fold")
+            table.add_column(heading, justify="left" if number < TEXT_COLUMNS else "right", overflow="fold")
         for row in group:
             table.add_row(*(cell(row) for _, cell in _BRIEF))
         result.append(table)
@@ -90,7 +90,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """Return Markdown with a full table for each task among the rows."""
     parts = []
     for task, group in groupby(rows, key=lambda row: row.task):
-        marks = ["---" if number < _TEXT_COLUMNS else "---:" for number in range(len(_FULL))]
-        lines = [[heading for heading, _ in _FULL], marks, *([cell(row) for _, cell in _FULL] for row in group)]
+        marks = ["---" if number < TEXT_COLUMNS else "---:" for number in range(len(FULL))]
+        lines = [[heading for heading, _ in FULL], marks, *([cell(row) for _, cell in FULL] for row in group)]
         parts.append(f"**{task}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join([*parts, FULL_CAPTION]) + "\n"

@@ -1,0 +1,82 @@
+"""Loss and validation accuracy epoch by epoch: a line a run, one colour a method."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from tuckprop.errors import ConfigError
+from tuckprop.report.records import Record
+from tuckprop.report.style import COLOURS, MARKERS, SIZE
+from tuckprop.report.summary import summarise, task
+
+# More markers on a line than these hide it.
+_MARKS = 10
+
+
+def curves(records: Sequence[Record]) -> Figure:
+    """Draw training loss above validation accuracy, a line a run; runs that are not finished are dashed.
+
+    Args:
+        records: Of one task; those without an epoch are left away.
+
+    Returns:
+        The figure; a method has the colour and the marker that `tuckprop.report.plot` gives it.
+
+    Raises:
+        ConfigError: No record has an epoch, or the records are of several tasks.
+    """
+    begun = [record for record in records if record.epochs]
+    tasks = sorted({task(record) for record in begun})
+    if len(tasks) != 1:
+        raise ConfigError(
+            f"curves: expected runs of one task with an epoch or more, got {len(tasks)} ({'; '.join(tasks) or 'none'})"
+        )
+    width, height = SIZE
+    figure = Figure(figsize=(width, 1.5 * height), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    # The order of the rows, so that the colours are those of the other plots; then methods with no finished run.
+    methods = list(dict.fromkeys([row.method for row in summarise(begun)] + [record.method for record in begun]))
+    for record in begun:
+        number = methods.index(record.method)
+        _line(above, record, number, [epoch.loss for epoch in record.epochs])
+        _line(below, record, number, [100 * epoch.val_accuracy for epoch in record.epochs])
+    above.set_title(tasks[0], fontsize=8)
+    above.set_ylabel("training loss", fontsize=8)
+    below.set_ylabel("validation accuracy, %", fontsize=8)
+    below.set_xlabel("epoch", fontsize=8)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (above, below):
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3, linewidth=0.5)
+    _legend(figure, methods, all(record.finished for record in begun))
+    return figure
+
+
+def _line(axes: Axes, record: Record, number: int, values: Sequence[float]) -> None:
+    axes.plot(
+        [epoch.epoch for epoch in record.epochs],
+        values,
+        color=COLOURS[number % len(COLOURS)],
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=3,
+        markevery=-(-len(values) // _MARKS),
+        linewidth=0.8,
+        alpha=0.8,
+        linestyle="-" if record.finished else "--",
+    )
+
+
+def _legend(figure: Figure, methods: Sequence[str], finished: bool) -> None:
+    """Add an entry a method, and one for dashed lines where there are any."""
+    entries = [
+        Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], markersize=4, linewidth=1)
+        for n in range(len(methods))
+    ]
+    labels = list(methods)
+    if not finished:
+        entries.append(Line2D([], [], color=COLOURS[0], linestyle="--", linewidth=0.8))
+        labels.append("not finished")
+    figure.legend(entries, labels, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
