@@ -91,9 +91,12 @@ def main() -> None:
             cells = []
             for found in columns.values():
                 if label in kinds:
-                    cosines = [float(F.cosine_similarity(found[n].flatten(), exact[n].flatten(), 0)) for n in names]
+                    cosines = [
+                        float(F.cosine_similarity(found[n].flatten().double(), exact[n].flatten().double(), 0))
+                        for n in names
+                    ]
                 else:
-                    whole = [torch.cat([part[n].flatten() for n in names]) for part in (found, exact)]
+                    whole = [torch.cat([part[n].flatten().double() for n in names]) for part in (found, exact)]
                     cosines = [float(F.cosine_similarity(*whole, 0))]
                 cells.append(f"{statistics.median(cosines):.4f} ({min(cosines):.3f})")
             table.add_row(label, str(len(names)), *cells)
