@@ -21,7 +21,7 @@ for seed in "$@"; do
       resume=()
       [ ! -e "$run/checkpoint.pt" ] || resume=(--resume)
       echo tuckprop train --model mcunet --weights "$weights" --data cifar10 --data-path "$data" --resolution 128 \
-        --train-size 5000 --val-size 2000 --batch-size 64 --epochs 6 --channels-last --codec "$codec" "${patch[@]}" \
+        --train-size 5000 --val-size 2000 --batch-size 64 --epochs 6 --learning-rate 0.005 --momentum 0.9 --channels-last --codec "$codec" "${patch[@]}" \
         --last "$last" --seed "$seed" --out "$run" "${resume[@]}"
     done
   done
