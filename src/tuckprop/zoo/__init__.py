@@ -2,7 +2,9 @@
 
 from tuckprop.zoo import digits_cnn, hub, mcunet, segmentation
 from tuckprop.zoo._base import Builder, networks
+from tuckprop.zoo._torchvision import import_torchvision
 from tuckprop.zoo.build import build
+from tuckprop.zoo.hub_weights import load_hub_weights
 from tuckprop.zoo.paper_layers import paper_layers
 from tuckprop.zoo.weights import Loaded, load_weights
 
@@ -12,6 +14,8 @@ __all__ = [
     "build",
     "digits_cnn",
     "hub",
+    "import_torchvision",
+    "load_hub_weights",
     "load_weights",
     "mcunet",
     "networks",
