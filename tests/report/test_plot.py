@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.report.made import record
+from tests.report.made import record, segmentation
 from tuckprop.errors import ConfigError
 from tuckprop.report import measures, plot, save_plot, summarise
 
@@ -58,6 +58,11 @@ def test_every_kind_of_memory_is_drawn_to_three_files(tmp_path: Path, memory: st
     assert Image.open(files[0]).convert("L").getextrema() == (0, 255)
     assert files[1].read_bytes().startswith(b"%PDF")
     assert b"<svg" in files[2].read_bytes()
+
+
+def test_the_axis_says_what_ranks_the_runs() -> None:
+    assert plot(ROWS).axes[0].get_ylabel() == "validation accuracy, %"
+    assert plot(summarise([segmentation()])).axes[0].get_ylabel() == "mIoU, %"
 
 
 def test_nothing_several_tasks_and_unknown_kinds_are_refused() -> None:

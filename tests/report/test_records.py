@@ -1,6 +1,7 @@
 """Records on disk."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,22 @@ def test_what_is_written_is_read(tmp_path: Path, finished: bool) -> None:
     assert read_record(tmp_path / "a" / "record.jsonl") == written
     assert read_record(tmp_path / "a") == written
     assert written.finished is finished
+
+
+def test_records_of_before_there_were_several_metrics_are_read(tmp_path: Path) -> None:
+    results = (Path(__file__).parents[2] / "docs" / "results" / "mcunet-cifar10.jsonl").read_text()
+    starts = [match.start() for match in re.finditer('^{"kind": "run"', results, re.MULTILINE)]
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "record.jsonl").write_text(results[start:end])
+    found = find_records([tmp_path])
+    assert len(found) == len(starts) > 1
+    assert all(entry.finished and entry.epochs and 0 < entry.best_accuracy < 1 for entry in found)
+    assert {entry.metric for entry in found} == {"accuracy"}
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_metric(tmp_path: Path) -> None:
+    assert record(accuracies=(0.5, 0.7, 0.7)).best_epoch.epoch == 2
 
 
 def test_every_line_is_json_of_one_kind(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tests.report.made import record
+from tests.report.made import record, segmentation
 from tuckprop.report import Spread, markdown, summarise, tables
 from tuckprop.report.table import data_size
 
@@ -36,6 +36,18 @@ def test_markdown_has_a_table_a_task_and_a_line_a_row() -> None:
     hosvd = next(row for row in cells if row[0] == "HOSVD 0.8")
     assert hosvd[:5] == ["HOSVD 0.8", "last 2", "2", "65.0 ± 7.1", "60.0 ± 7.1"]
     assert next(row for row in cells if row[0] == "plain" and row[1] == "all")[3] == "70.0"
+
+
+def test_segmentation_is_told_by_its_metrics() -> None:
+    rows = summarise([segmentation(), segmentation(seed=2)])
+    (heading, _, line) = (row for row in markdown(rows).splitlines() if row.startswith("|"))
+    cells = dict(zip(*([cell.strip() for cell in row.strip("|").split("|")] for row in (heading, line)), strict=True))
+    assert cells["mIoU, best epoch, %"] == "70.0 ± 0.0"
+    assert cells["mIoU, last epoch, %"] == "60.0 ± 0.0"
+    assert cells["mAcc, best epoch, %"] == "35.0 ± 0.0"
+    (table,) = tables(rows)
+    assert [column.header for column in table.columns][2] == "mIoU, %"
+    assert "accuracy" not in markdown(rows) + str(table.caption)
 
 
 def test_the_terminals_table_fits_eighty_columns_and_loses_no_number() -> None:

@@ -1,6 +1,7 @@
 """The loop against a training loop written out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,30 @@ def test_the_learning_rate_is_torchs_cosine() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], schedule.learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.epochs, eta_min=0.005)
     for epoch in range(1, 8):
-        assert schedule.rate(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert schedule.rate(epoch - 1) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(epochs=90, warmup=4, warmup_share=0.25, learning_rate=0.005, final_share=0.0),
+        Schedule(steps=200, warmup=10, warmup_share=0.1, learning_rate=0.01, final_share=0.01),
+    ],
+    ids=["ImageNet", "segmentation"],
+)
+def test_a_warm_up_is_torchs_linear_one_before_its_cosine(schedule: Schedule) -> None:
+    schedule.check()
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], schedule.learning_rate)
+    low = schedule.learning_rate * schedule.final_share
+    parts = [
+        torch.optim.lr_scheduler.LinearLR(optimizer, schedule.warmup_share, total_iters=schedule.warmup),
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.length - schedule.warmup, eta_min=low),
+    ]
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [schedule.warmup])
+    for done in range(schedule.length):
+        assert schedule.rate(done) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         scheduler.step()
 
@@ -77,6 +101,36 @@ def test_training_is_sgd_as_the_settings_say(momentum: float) -> None:
     assert_close([e.learning_rate for e in trainer.epochs], rates)
     for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("every", [None, 1, 3, 4, 100])
+def test_a_length_in_steps_sees_the_same_batches_as_one_in_epochs(every: int | None) -> None:
+    constant = Schedule(epochs=3, final_share=1.0, momentum=0.9, seed=3)
+    models = network(), network()
+    Trainer(models[0], constant).train(batches(), batches(drop_last=False))
+    trainer = Trainer(models[1], replace(constant, steps=6, validate_every=every))
+    spy = Spy()
+    trainer.train(batches(), batches(drop_last=False), watch=spy)
+    for name, value in models[0].state_dict().items():
+        assert torch.equal(models[1].state_dict()[name], value), name
+    lengths = {None: [2, 2, 2], 1: [1] * 6, 3: [3, 3], 4: [4, 2], 100: [6]}[every]
+    assert [step.steps for step in spy.steps] == [length for length in lengths for _ in range(length)]
+    assert {step.epochs for step in spy.steps} == {len(lengths)}
+    assert [epoch.epoch for epoch in trainer.epochs] == list(range(1, len(lengths) + 1))
+
+
+def test_a_length_in_steps_changes_the_rate_at_every_step() -> None:
+    schedule = Schedule(steps=5, warmup=2, final_share=0.0, validate_every=3)
+    trainer, rates = Trainer(network(), schedule), []
+
+    class Note(Silent):
+        def on_step(self, step: Step) -> None:
+            rates.append(trainer._optimizer.param_groups[0]["lr"])
+
+    trainer.train(batches(), batches(), watch=Note())
+    assert rates == [schedule.rate(done) for done in range(5)]
+    assert rates[2] == schedule.learning_rate
+    assert [epoch.learning_rate for epoch in trainer.epochs] == [rates[2], rates[4]]
 
 
 def test_norms_keep_their_statistics_unless_asked_otherwise() -> None:
@@ -136,8 +190,8 @@ def test_accuracy_and_loss_are_over_all_images() -> None:
 
     labels = torch.tensor([0, 1, 0, 2, 0])
     uneven = Batches(IMAGES[:5], labels, batch_size=2, resolution=8)
-    loss, accuracy = Trainer(Fixed(), Schedule(epochs=1)).evaluate(uneven)
-    assert accuracy == pytest.approx(3 / 5)
+    loss, metrics = Trainer(Fixed(), Schedule(epochs=1)).evaluate(uneven)
+    assert metrics["accuracy"] == pytest.approx(3 / 5)
     assert loss == pytest.approx(F.cross_entropy(torch.tensor([[2.0, 0, 0, 0]]).expand(5, 4), labels).item())
 
 

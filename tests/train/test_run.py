@@ -76,6 +76,22 @@ def test_stopping_at_every_step_changes_nothing_either(tmp_path: Path) -> None:
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_stopping_within_passes_and_validations_changes_nothing_either(tmp_path: Path, count: int) -> None:
+    # 4 steps a pass: validations fall within passes.
+    schedule = Schedule(steps=10, validate_every=3, warmup=4, momentum=0.9, seed=5)
+    experiment = replace(SHORT, schedule=schedule)
+    run(experiment, tmp_path / "whole")
+    run(experiment, tmp_path / "parts", stop=after(count))
+    for _ in range(20):
+        if run(experiment, tmp_path / "parts", Start(resume=True), stop=after(count)).finished:
+            break
+    assert len(timeless(tmp_path / "whole")) == 4
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "parts")[name], value), name
+
+
 def test_the_record_says_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
     compression = Compression(HOSVD(epsilon=0.7), last=2)
     returned = run(replace(SHORT, compression=compression), tmp_path)
@@ -124,6 +140,9 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     [
         ({"epochs": 0}, "epochs"), ({"learning_rate": 0.0}, "learning_rate"), ({"clip": float("nan")}, "clip"),
         ({"clip": -1.0}, "clip"), ({"momentum": -0.1}, "momentum"), ({"seed": -1}, "seed"),
+        ({"steps": 0}, "steps"), ({"validate_every": 2}, "validate_every"), ({"warmup": 4, "epochs": 4}, "4 epochs"),
+        ({"steps": 9, "validate_every": 0}, "validate_every"), ({"warmup": 9, "steps": 9}, "9 steps"),
+        ({"warmup": -1}, "warmup"), ({"warmup_share": -0.5}, "warmup_share"),
     ],
 )  # fmt: skip
 def test_schedules_that_make_no_sense_are_refused(tmp_path: Path, change: dict[str, float], text: str) -> None:

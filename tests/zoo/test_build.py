@@ -10,8 +10,10 @@ from tuckprop import zoo
 from tuckprop.errors import ConfigError
 from tuckprop.zoo import _torchvision
 
+SEGMENTERS = {"pspnet_r18", "pspnet_m", "deeplabv3_r18", "deeplabv3_m", "fcn_r18", "upernet_r18"}
 
-@pytest.mark.parametrize("name", [*zoo.networks, "timm:mobilenetv2_050"])
+
+@pytest.mark.parametrize("name", [name for name in [*zoo.networks, "timm:mobilenetv2_050"] if name not in SEGMENTERS])
 def test_every_name_gives_a_network_with_so_many_classes(name: str) -> None:
     channels = 1 if name == "digits_cnn" else 3
     model = zoo.build(name, 7, channels).eval()

@@ -15,12 +15,11 @@ class TrainingProgress:
 
     Args:
         console: Where to.
-        epochs: How many there will be.
     """
 
-    def __init__(self, console: Console, epochs: int) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._epochs = epochs
+        self._step: Step | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -43,18 +42,22 @@ class TrainingProgress:
     def on_step(self, step: Step) -> None:
         """Move the bar; the first step shows it."""
         self._progress.start()
+        self._step = step
         numbers = (
-            f"epoch {step.epoch}/{self._epochs}  loss {step.loss:.3f}  accuracy {step.accuracy:.1%}"
+            f"epoch {step.epoch}/{step.epochs}  loss {step.loss:.3f}  {step.metric} {step.accuracy:.1%}"
             f"  memory {data_size(Spread(step.paper_bytes, None))}"
         )
-        total, done = self._epochs * step.steps, (step.epoch - 1) * step.steps + step.step
-        self._progress.update(self._task, total=total, completed=done, description=numbers)
+        done = step.epoch - 1 + step.step / step.steps
+        self._progress.update(self._task, total=step.epochs, completed=done, description=numbers)
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Print the epoch's line."""
+        last = self._step
+        of, metric = (f"/{last.epochs}", last.metric) if last else ("", "accuracy")
+        validation = ", ".join(f"{name} {value:.1%}" for name, value in epoch.metrics.items())
         self._console.print(
-            f"epoch {epoch.epoch}/{self._epochs}  loss {epoch.loss:.3f}  accuracy {epoch.train_accuracy:.1%}"
-            f"  validation {epoch.val_accuracy:.1%}  memory {data_size(Spread(epoch.paper_bytes, None))}"
+            f"epoch {epoch.epoch}{of}  loss {epoch.loss:.3f}  {metric} {epoch.train_accuracy:.1%}"
+            f"  validation {validation}  memory {data_size(Spread(epoch.paper_bytes, None))}"
             f"  {epoch.seconds:.1f} s",
             highlight=False,
             soft_wrap=True,

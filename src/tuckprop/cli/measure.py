@@ -23,6 +23,8 @@ def measure(options: MeasureOptions) -> int:
     compression = to_compression(options.compression)
     prepared = prepare(options.network, options.data, options.machine, options.seed)
     sites = compress(prepared, compression)
-    trainer = Trainer(prepared.model, Schedule(), sites=sites, channels_last=options.machine.channels_last)
+    trainer = Trainer(
+        prepared.model, Schedule(), task=prepared.task, sites=sites, channels_last=options.machine.channels_last
+    )
     print(tuckprop.measure(prepared.model, trainer.first_loss(prepared.data.train)))
     return 0

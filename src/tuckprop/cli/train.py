@@ -56,12 +56,12 @@ def train(options: TrainOptions) -> int:
     out = output.out or Path("runs") / _folder(experiment)
     console.print(f"{experiment.method()} -> {out}", highlight=False)
     start = Start(resume=output.resume, overwrite=output.overwrite)
-    progress = TrainingProgress(console, experiment.schedule.epochs)
+    progress = TrainingProgress(console)
     with stop_on_interrupt() as stop, progress:
         record = run(experiment, out, start, stop=stop, watch=progress)
     if not record.finished:
         console.print(
-            f"stopped after {len(record.epochs)} of {experiment.schedule.epochs} epochs; the checkpoint is in {out}. "
+            f"stopped after {len(record.epochs)} whole epochs; the checkpoint is in {out}. "
             "Go on with the same command and --resume" + ("." if output.out else f" --out {out}."),
             highlight=False,
         )

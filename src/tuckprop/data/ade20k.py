@@ -66,7 +66,7 @@ datasets.add(
         resolution=512,
         mean=MEAN,
         std=STD,
-        network="pspnet_resnet18",
+        network="pspnet_r18",
         read_val=read_ade20k_val,
         per_pixel=True,
     ),

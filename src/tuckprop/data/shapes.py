@@ -98,5 +98,5 @@ def read_shapes(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
 
 datasets.add(
     "shapes",
-    DataSet(read_shapes, channels=3, resolution=64, mean=0.5, std=0.5, network="pspnet_resnet18", per_pixel=True),
+    DataSet(read_shapes, channels=3, resolution=64, mean=0.5, std=0.5, network="pspnet_r18", per_pixel=True),
 )

@@ -15,7 +15,7 @@ from tuckprop.report.plot import measures, plot
 from tuckprop.report.records import Epoch, Memory, Record
 from tuckprop.report.summary import Row, Spread, summarise, task
 from tuckprop.report.svg import inline_svg
-from tuckprop.report.table import FULL, FULL_CAPTION, TEXT_COLUMNS, data_size, milliseconds, percent
+from tuckprop.report.table import TEXT_COLUMNS, data_size, full_caption, full_columns, milliseconds, percent
 
 # Kinds of memory to plot against, names in `tuckprop.report.measures`.
 _PLOTTED = ("held", "paper")
@@ -124,8 +124,11 @@ def _task(records: list[Record], names: Iterator[str]) -> list[str]:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    table = _table([heading for heading, _ in FULL], [[cell(row) for _, cell in FULL] for row in rows], TEXT_COLUMNS)
-    return f'{table}\n<p class="note">{escape(FULL_CAPTION)}</p>'
+    columns = full_columns(rows[0])
+    table = _table(
+        [heading for heading, _ in columns], [[cell(row) for _, cell in columns] for row in rows], TEXT_COLUMNS
+    )
+    return f'{table}\n<p class="note">{escape(full_caption(rows))}</p>'
 
 
 def _unfinished(records: Sequence[Record]) -> str:

@@ -38,7 +38,7 @@ measures.add("process", Measure("peak of the process, measured", lambda row: row
 
 
 def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
-    """Draw accuracy against memory, a line a method through its numbers of trained layers.
+    """Draw the metric that ranks runs against memory, a line a method through its numbers of trained layers.
 
     Args:
         rows: Of one task.
@@ -69,7 +69,8 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     axes.tick_params(labelsize=7)
     axes.margins(y=0.12)
     axes.set_xlabel(measure.label, fontsize=8)
-    axes.set_ylabel("validation accuracy, %", fontsize=8)
+    metric = rows[0].metric
+    axes.set_ylabel("validation accuracy, %" if metric == "accuracy" else f"{metric}, %", fontsize=8)
     layers = "" if len(depths) > 1 else f", {_depth(next(iter(depths)))}"
     axes.set_title(f"{tasks[0]}{layers}", fontsize=8)
     axes.grid(alpha=0.3, linewidth=0.5)

@@ -15,18 +15,20 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch.
+    """One epoch: the steps from one validation to the next.
 
     Attributes:
         epoch: Its number, from 1.
         loss: Mean training loss.
-        train_accuracy: Share of training images that were right, as they were trained on.
+        train_accuracy: The metric that ranks runs on the training images, as they were trained on: for classification
+            the share that were right.
         val_loss: Mean validation loss.
-        val_accuracy: Share of validation images that are right after the epoch.
-        learning_rate: Used in it.
+        val_accuracy: That metric on the validation images after the epoch.
+        learning_rate: Used in its last step.
         paper_bytes: Mean over its batches of the activation bytes as the paper counts them.
         step_seconds: Median over its batches of the seconds a step takes, data included.
         seconds: Whole epoch, validation included.
+        metrics: All metrics on the validation images, by name; empty in records of before there were several.
     """
 
     epoch: int
@@ -38,6 +40,7 @@ class Epoch:
     paper_bytes: float
     step_seconds: float
     seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Record:
         sites: Names of the layers whose activations the paper counts.
         epochs: Those that are finished.
         memory: Measured at the end; None before.
+        metric: Name of the metric that ranks runs, which epochs have as their accuracy.
     """
 
     method: str
@@ -82,6 +86,7 @@ class Record:
     sites: tuple[str, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     memory: Memory | None = field(default=None)
+    metric: str = "accuracy"
 
     @property
     def finished(self) -> bool:
@@ -91,7 +96,12 @@ class Record:
     @property
     def best_accuracy(self) -> float:
         """Highest validation accuracy over epochs, as the paper reports it."""
-        return max(epoch.val_accuracy for epoch in self.epochs)
+        return self.best_epoch.val_accuracy
+
+    @property
+    def best_epoch(self) -> Epoch:
+        """The first epoch of the highest validation accuracy."""
+        return max(self.epochs, key=lambda epoch: epoch.val_accuracy)
 
     @property
     def last_accuracy(self) -> float:
@@ -112,7 +122,7 @@ def write_record(record: Record, path: Path) -> None:
         path: The file; its folder is made where there is none.
     """
     head = {"kind": "run", "format": _FORMAT, "method": record.method, "settings": record.settings}
-    head |= {"environment": record.environment, "sites": list(record.sites)}
+    head |= {"environment": record.environment, "sites": list(record.sites), "metric": record.metric}
     lines = [head, *({"kind": "epoch"} | asdict(epoch) for epoch in record.epochs)]
     if record.memory is not None:
         lines.append({"kind": "memory"} | asdict(record.memory))

@@ -37,9 +37,11 @@ class Row:
         task: Data set and network, such as "cifar10, mcunet".
         method: Such as "HOSVD, epsilon 0.8".
         layers: How many of the last layers are trained; None for all.
+        metric: Name of the metric that ranks runs, called accuracy below.
         runs: How many seeds.
         best_accuracy: Highest validation accuracy over epochs (the paper's), over seeds.
         last_accuracy: Validation accuracy after the last epoch, over seeds.
+        others: The other metrics on validation images after the best epoch, by name, over seeds.
         paper_peak: The paper's count: largest epoch mean of a run; bytes, over seeds.
         paper_mean: The paper's count: epoch means of all epochs of all seeds; bytes.
         held: Really held for backward on one batch; bytes, over seeds.
@@ -50,9 +52,11 @@ class Row:
     task: str
     method: str
     layers: int | None
+    metric: str
     runs: int
     best_accuracy: Spread
     last_accuracy: Spread
+    others: dict[str, Spread]
     paper_peak: Spread
     paper_mean: Spread
     held: Spread
@@ -92,13 +96,16 @@ def _row(group: list[Record]) -> Row:
     def measured(value: Callable[[Memory], int]) -> Spread:
         return Spread.of([float(value(record.memory)) for record in group if record.memory is not None])
 
+    others = [name for name in group[0].best_epoch.metrics if name != group[0].metric]
     return Row(
         task=task(group[0]),
         method=group[0].method,
         layers=settings["last"],
+        metric=group[0].metric,
         runs=len(group),
         best_accuracy=over(lambda record: record.best_accuracy),
         last_accuracy=over(lambda record: record.last_accuracy),
+        others={name: Spread.of([record.best_epoch.metrics[name] for record in group]) for name in others},
         paper_peak=over(lambda record: record.peak_paper_bytes),
         paper_mean=Spread.of([epoch.paper_bytes for record in group for epoch in record.epochs]),
         held=measured(lambda memory: memory.held_bytes),

@@ -1,14 +1,14 @@
 """The training loop: plain SGD that knows nothing of codecs, may stop after any step and goes on to the same result."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -16,22 +16,37 @@ from tuckprop.data import Served
 from tuckprop.errors import CheckpointError, ConfigError
 from tuckprop.memory import PaperCounter
 from tuckprop.report.records import Epoch
+from tuckprop.train.classification import Classification
 from tuckprop.train.settings import Schedule
+from tuckprop.train.task import Task
 from tuckprop.train.warm import restore_warm_state, warm_state
 from tuckprop.train.watch import Silent, Step, Watch
 
 
 @dataclass
 class _Tally:
-    """What the steps of the running epoch add up to."""
+    """What the steps of the running epoch add up to, beside the metrics."""
 
     steps: int = 0
-    images: int = 0
-    right: int = 0
+    weight: int = 0
     loss: float = 0.0
     paper_bytes: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.weight, 1)
+
+
+def _steps(schedule: Schedule, batches: int) -> int:
+    """Return the length in steps, with so many batches in a pass."""
+    return schedule.epochs * batches if schedule.steps is None else schedule.steps
+
+
+def _epochs(schedule: Schedule, batches: int) -> int:
+    """Return the number of validations; the last may come after fewer steps than the others."""
+    return -(-_steps(schedule, batches) // (schedule.validate_every or batches))
 
 
 class Trainer:
@@ -40,18 +55,26 @@ class Trainer:
     Args:
         model: On its device, frozen where it is to be; its trainable parameters are updated.
         schedule: How.
+        task: What for; by default classification.
         sites: Names of the layers whose activations the paper counts.
         channels_last: Hand images over channels last in memory.
 
     Attributes:
-        epochs: The epochs that are finished.
+        epochs: The epochs that are finished: from one validation to the next.
     """
 
     def __init__(
-        self, model: nn.Module, schedule: Schedule, *, sites: tuple[str, ...] = (), channels_last: bool = False
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        *,
+        task: Task | None = None,
+        sites: tuple[str, ...] = (),
+        channels_last: bool = False,
     ) -> None:
         self.model = model
         self.schedule = schedule
+        self.task = task or Classification()
         self.sites = sites
         self.epochs: list[Epoch] = []
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -62,6 +85,7 @@ class Trainer:
             trainable, schedule.learning_rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay
         )
         self._tally = _Tally()
+        self._meter = self.task.meter()
 
     def train(
         self,
@@ -85,11 +109,12 @@ class Trainer:
             Whether the last epoch was reached.
 
         Raises:
-            ConfigError: The loss is not finite any more.
+            ConfigError: The loss is not finite any more, or the network does not fit the task.
         """
         watch = watch or Silent()
+        epochs = _epochs(self.schedule, len(train))
         with PaperCounter(self.model, self.sites) as counter:
-            while len(self.epochs) < self.schedule.epochs:
+            while len(self.epochs) < epochs:
                 if not self._train_epoch(train, counter, stop, watch):
                     save()
                     return False
@@ -99,82 +124,99 @@ class Trainer:
         return True
 
     def _train_epoch(self, train: Served, counter: PaperCounter, stop: Callable[[], bool], watch: Watch) -> bool:
-        tally = self._tally
-        number = len(self.epochs) + 1
-        order = train.shuffled(self.schedule.seed, number)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.schedule.rate(number)
+        schedule, tally = self.schedule, self._tally
+        number, epochs = len(self.epochs) + 1, _epochs(schedule, len(train))
+        before = len(self.epochs) * (schedule.validate_every or len(train))
+        steps = min(schedule.validate_every or len(train), _steps(schedule, len(train)) - before)
         self._train_mode()
         begun = perf_counter()
-        for images, labels in train.serve(order, start=tally.steps):
-            loss, right = self._step(images, labels)
+        for images, targets in self._batches(train, before + tally.steps, steps - tally.steps):
+            done = before + tally.steps
+            self._set_rate(schedule.rate(done // len(train) if schedule.steps is None else done))
+            loss, weight = self._step(images, targets)
             if not math.isfinite(loss):
                 raise ConfigError(
                     f"training diverged: the loss is {loss} in epoch {number}, step {tally.steps + 1}; use a smaller "
-                    f"learning rate than {self.schedule.learning_rate:g}"
+                    f"learning rate than {schedule.learning_rate:g}"
                 )
             ended = perf_counter()
             tally.steps += 1
-            tally.images += len(labels)
-            tally.right += right
-            tally.loss += loss * len(labels)
+            tally.weight += weight
+            tally.loss += loss * weight
             tally.paper_bytes.append(counter.take())
             tally.step_seconds.append(ended - begun)
             tally.seconds += ended - begun
             begun = ended
-            shares = tally.loss / tally.images, tally.right / tally.images
-            watch.on_step(Step(number, tally.steps, len(train), *shares, tally.paper_bytes[-1]))
+            metric = self._meter.metrics()[self.task.metric]
+            where = number, epochs, tally.steps, steps
+            watch.on_step(Step(*where, tally.mean_loss, self.task.metric, metric, tally.paper_bytes[-1]))
             if stop():
                 return False
         return True
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """Return the batch's mean loss and how many of it were right."""
-        images, labels = self._move(images), labels.to(self._device)
+    def _batches(self, train: Served, done: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the next batches after those of `done` steps, over as many passes as they take."""
+        while count > 0:
+            passes, start = divmod(done, len(train))
+            taken = min(count, len(train) - start)
+            yield from islice(train.serve(train.shuffled(self.schedule.seed, passes + 1), start=start), taken)
+            done, count = done + taken, count - taken
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def _step(self, images: Tensor, targets: Tensor) -> tuple[float, int]:
+        """Return the batch's mean loss and over how many targets it is the mean."""
+        images, targets = self._move(images), targets.to(self._device)
         self._optimizer.zero_grad(set_to_none=True)
         outputs = self.model(images)
-        loss = F.cross_entropy(outputs, labels)
+        loss = self.task.loss(outputs, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(self._trainable, self.schedule.clip)
         self._optimizer.step()
-        return loss.item(), int((outputs.detach().argmax(1) == labels).sum())
+        self._meter.update(outputs.detach(), targets)
+        return loss.item(), self.task.weight(targets)
 
     def _finish_epoch(self, val: Served) -> None:
         begun = perf_counter()
-        val_loss, val_accuracy = self.evaluate(val)
+        val_loss, metrics = self.evaluate(val)
         tally, self._tally = self._tally, _Tally()
+        meter, self._meter = self._meter, self.task.meter()
         self.epochs.append(
             Epoch(
                 epoch=len(self.epochs) + 1,
-                loss=tally.loss / tally.images,
-                train_accuracy=tally.right / tally.images,
+                loss=tally.mean_loss,
+                train_accuracy=meter.metrics()[self.task.metric],
                 val_loss=val_loss,
-                val_accuracy=val_accuracy,
+                val_accuracy=metrics[self.task.metric],
                 learning_rate=self._optimizer.param_groups[0]["lr"],
                 paper_bytes=sum(tally.paper_bytes) / tally.steps,
                 step_seconds=median(tally.step_seconds),
                 seconds=tally.seconds + perf_counter() - begun,
+                metrics=metrics,
             )
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Served) -> tuple[float, float]:
-        """Return mean loss and accuracy over all images of `batches`."""
+    def evaluate(self, batches: Served) -> tuple[float, dict[str, float]]:
+        """Return mean loss and metrics over all images of `batches`."""
         self.model.eval()
-        loss, right, count = 0.0, 0, 0
-        for images, labels in batches.serve():
-            outputs, labels = self.model(self._move(images)), labels.to(self._device)
-            loss += F.cross_entropy(outputs, labels, reduction="sum").item()
-            right += int((outputs.argmax(1) == labels).sum())
-            count += len(labels)
-        return loss / count, right / count
+        meter = self.task.meter()
+        loss, weight = 0.0, 0
+        for images, targets in batches.serve():
+            outputs, targets = self.model(self._move(images)), targets.to(self._device)
+            loss += self.task.total_loss(outputs, targets).item()
+            meter.update(outputs, targets)
+            weight += self.task.weight(targets)
+        return loss / max(weight, 1), meter.metrics()
 
     def first_loss(self, train: Served) -> Callable[[nn.Module], Tensor]:
         """Put the model in train mode; return its loss on the first batch as a function, for `tuckprop.measure`."""
         self._train_mode()
-        images, labels = next(train.serve())
-        images, labels = self._move(images), labels.to(self._device)
-        return lambda model: F.cross_entropy(model(images), labels)
+        images, targets = next(iter(train.serve()))
+        images, targets = self._move(images), targets.to(self._device)
+        return lambda model: self.task.loss(model(images), targets)
 
     def _train_mode(self) -> None:
         self.model.train()
@@ -197,6 +239,7 @@ class Trainer:
             "random_cuda": torch.cuda.get_rng_state(self._device) if cuda else None,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "tally": asdict(self._tally),
+            "meter": self._meter.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -214,6 +257,7 @@ class Trainer:
             self._optimizer.load_state_dict(state["optimizer"])
             self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
             self._tally = _Tally(**state["tally"])
+            self._meter.restore(state["meter"])
             torch.set_rng_state(state["random"])
             if state["random_cuda"] is not None and self._device.type == "cuda":
                 torch.cuda.set_rng_state(state["random_cuda"], self._device)

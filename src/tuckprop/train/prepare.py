@@ -10,7 +10,10 @@ from tuckprop import convert, freeze, plan, zoo
 from tuckprop.data import Loaded, load
 from tuckprop.errors import ConfigError
 from tuckprop.plan import Select, choose_sites
+from tuckprop.train.classification import Classification
+from tuckprop.train.segmentation import Segmentation
 from tuckprop.train.settings import Compression, DataSettings, Machine, NetworkSettings
+from tuckprop.train.task import Task
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,15 @@ class Prepared:
         model: The plain network, on its device, in train mode.
         name: The network's name.
         data: Batches, on the CPU.
+        task: What the data is for.
         device: Where the model is.
-        weights: What was loaded from the weight file; None without one.
+        weights: What was loaded from a weight file or a hub; None without either.
     """
 
     model: nn.Module
     name: str
     data: Loaded
+    task: Task
     device: torch.device
     weights: zoo.Loaded | None
 
@@ -67,11 +72,21 @@ def prepare(network: NetworkSettings, data: DataSettings, machine: Machine, seed
     name = network.model or loaded.network
     torch.manual_seed(seed)
     model = zoo.build(name, len(loaded.classes), loaded.channels)
-    weights = None if network.weights is None else zoo.load_weights(model, network.weights)
+    weights = _load_weights(model, name, network)
     model.to(device)
     if machine.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Prepared(model, name, loaded, device, weights)
+    # A data set says that it has a class for a pixel; those for classification need not speak of it.
+    task: Task = Segmentation(len(loaded.classes)) if loaded.per_pixel else Classification()
+    return Prepared(model, name, loaded, task, device, weights)
+
+
+def _load_weights(model: nn.Module, name: str, network: NetworkSettings) -> zoo.Loaded | None:
+    if network.pretrained and network.weights is not None:
+        raise ConfigError(f"pretrained: expected it alone or weights from a file, got {network.weights} besides")
+    if network.pretrained:
+        return zoo.load_hub_weights(name, model)
+    return None if network.weights is None else zoo.load_weights(model, network.weights)
 
 
 def find_device(name: str | None) -> torch.device:

@@ -66,11 +66,20 @@ def run(
     prepared = prepare(experiment.network, experiment.data, experiment.machine, experiment.schedule.seed)
     experiment = replace(experiment, network=replace(experiment.network, model=prepared.name))
     sites = compress(prepared, experiment.compression)
-    trainer = Trainer(prepared.model, experiment.schedule, sites=sites, channels_last=experiment.machine.channels_last)
+    trainer = Trainer(
+        prepared.model,
+        experiment.schedule,
+        task=prepared.task,
+        sites=sites,
+        channels_last=experiment.machine.channels_last,
+    )
     identity = experiment.identity()
     if start.resume:
         trainer.restore(load_checkpoint(out / CHECKPOINT, identity))
-    record = Record(experiment.method(), experiment.flat(), _environment(prepared), sites, tuple(trainer.epochs))
+    settings, environment = experiment.flat(), _environment(prepared)
+    record = Record(
+        experiment.method(), settings, environment, sites, tuple(trainer.epochs), metric=prepared.task.metric
+    )
     if start.resume and (out / RECORD).exists():
         earlier = read_record(out / RECORD)
         if earlier.finished and len(earlier.epochs) == len(trainer.epochs):

@@ -12,17 +12,21 @@ class Step:
 
     Attributes:
         epoch: From 1.
+        epochs: In the run.
         step: From 1, within the epoch.
-        steps: In an epoch.
+        steps: In this epoch.
         loss: Mean training loss of the epoch so far.
-        accuracy: Share of training images of the epoch that were right so far.
+        metric: Name of the metric that ranks runs.
+        accuracy: Its value on the training images of the epoch so far.
         paper_bytes: Activation bytes of this step as the paper counts them.
     """
 
     epoch: int
+    epochs: int
     step: int
     steps: int
     loss: float
+    metric: str
     accuracy: float
     paper_bytes: int
 

@@ -6,7 +6,8 @@ from tuckprop.errors import ConfigError
 from tuckprop.zoo._base import networks
 from tuckprop.zoo.hub import timm_network
 
-_TIMM = "timm:"
+# Before the name of a network of timm.
+TIMM = "timm:"
 
 
 def build(name: str, classes: int, channels: int = 3) -> nn.Module:
@@ -27,8 +28,8 @@ def build(name: str, classes: int, channels: int = 3) -> nn.Module:
         >>> sum(isinstance(m, nn.Conv2d) for m in build("mcunet", classes=10).modules())
         42
     """
-    if name.startswith(_TIMM):
-        return timm_network(name.removeprefix(_TIMM), classes, channels)
+    if name.startswith(TIMM):
+        return timm_network(name.removeprefix(TIMM), classes, channels)
     if name not in networks:
         raise ConfigError(f"unknown network {name!r}; known: {', '.join(networks)}, and timm:NAME for any of timm's")
     return networks[name](classes, channels)

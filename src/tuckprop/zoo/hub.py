@@ -41,7 +41,7 @@ def timm_network(name: str, classes: int, channels: int) -> nn.Module:
     Raises:
         ConfigError: timm is not installed or has no such network.
     """
-    timm = _import_timm()
+    timm = import_timm()
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
         raise ConfigError(f"network 'timm:{name}': timm {timm.__version__} has no {name!r}; near it: {near}")
@@ -49,7 +49,12 @@ def timm_network(name: str, classes: int, channels: int) -> nn.Module:
     return network
 
 
-def _import_timm() -> ModuleType:
+def import_timm() -> ModuleType:
+    """Return the timm package.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     import_torchvision()
     try:
         return importlib.import_module("timm")

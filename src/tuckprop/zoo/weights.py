@@ -15,29 +15,30 @@ from tuckprop.errors import DataError
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `load_weights` did.
+    """What `load_weights` or `load_hub_weights` did.
 
     Attributes:
-        path: The file.
+        source: The file, or the hub's name for the weights.
         loaded: Names of parameters and buffers that were loaded.
         fresh: Names of the classifier's parameters that kept their initial values: the file has another number of
             classes, or none.
     """
 
-    path: Path
+    source: str
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
 
     def __str__(self) -> str:
-        text = f"{len(self.loaded)} tensors from {self.path}"
+        text = f"{len(self.loaded)} tensors from {self.source}"
         return f"{text}; fresh: {', '.join(self.fresh)}" if self.fresh else text
 
 
 def load_weights(model: nn.Module, path: Path | str) -> Loaded:
     """Load a state dict into `model`, in place.
 
-    The classifier, which is the last Linear layer, may have another number of classes in the file, or be missing there:
-    it then keeps its fresh values. A 1 x 1 convolution there loads into a Linear layer here.
+    The classifier, which is the last Linear layer (the last convolution where there is none), may have another number
+    of classes in the file, or be missing there: it then keeps its fresh values. A 1 x 1 convolution there loads into a
+    Linear layer here. Batch norms' counts of batches, which old files lack, may be missing.
 
     Args:
         model: The network.
@@ -51,12 +52,28 @@ def load_weights(model: nn.Module, path: Path | str) -> Loaded:
         DataError: There is no such file, it cannot be read, or its tensors do not match; the model is then unchanged.
     """
     path = Path(path)
-    given = _read(path)
+    return load_state(model, _read(path), str(path), head=find_head(model))
+
+
+def load_state(model: nn.Module, given: Mapping[str, Tensor], source: str, *, head: str | None) -> Loaded:
+    """Load a state dict as `load_weights` does.
+
+    Args:
+        model: The network.
+        given: The state dict.
+        source: Where it is from, for messages.
+        head: Name of the classifier, which need not fit.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        DataError: Its tensors do not match; the model is then unchanged.
+    """
     wanted = model.state_dict()
-    head = _head(model)
     fitting = {name: _fit(value, wanted[name]) for name, value in given.items() if name in wanted}
     wrong = {name for name, value in fitting.items() if value.shape != wanted[name].shape}
-    missing = wanted.keys() - given.keys()
+    missing = {name for name in wanted.keys() - given.keys() if not name.endswith(".num_batches_tracked")}
     fresh = {name for name in wrong | missing if head and name.startswith(f"{head}.")}
     problems = [
         *(f"{name} is missing in the file" for name in wanted if name in missing - fresh),
@@ -69,10 +86,10 @@ def load_weights(model: nn.Module, path: Path | str) -> Loaded:
     ]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise DataError(f"{path} does not match {type(model).__name__} ({len(problems)} of its tensors): {shown}")
+        raise DataError(f"{source} does not match {type(model).__name__} ({len(problems)} of its tensors): {shown}")
     loaded = {name: value for name, value in fitting.items() if name not in fresh}
     model.load_state_dict(loaded, strict=False)
-    return Loaded(path, tuple(loaded), tuple(name for name in wanted if name in fresh))
+    return Loaded(source, tuple(loaded), tuple(name for name in wanted if name in fresh))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -95,9 +112,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def _head(model: nn.Module) -> str | None:
-    """Return the name of the last Linear layer."""
+def find_head(model: nn.Module) -> str | None:
+    """Return the name of the last Linear layer, or of the last convolution where there is none."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = names or [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     return names[-1] if names else None
 
 

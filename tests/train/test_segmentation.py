@@ -1,0 +1,200 @@
+"""Segmentation: loss and metrics against counting by hand, and whole runs on made-up shapes."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from tests.train.shapes import Shapes
+from tuckprop import HOSVD, convert, zoo
+from tuckprop.cli import main
+from tuckprop.errors import ConfigError
+from tuckprop.report import read_record
+from tuckprop.train import Classification, Compression, Experiment, NetworkSettings, Schedule, Segmentation, Start
+from tuckprop.train import run as run_one
+from tuckprop.train.loop import Trainer
+
+TASK = Segmentation(3)
+
+
+def by_hand(predicted: Tensor, masks: Tensor, classes: int) -> tuple[float, float]:
+    """Return mIoU and mAcc, counted class by class."""
+    kept = masks != 255
+    overlaps, found = [], []
+    for label in range(classes):
+        is_, said = (masks == label) & kept, (predicted == label) & kept
+        if (is_ | said).any():
+            overlaps.append(((is_ & said).sum() / (is_ | said).sum()).item())
+            found.append(((is_ & said).sum() / is_.sum().clamp(min=1)).item())
+    return sum(overlaps) / len(overlaps), sum(found) / len(found)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_metrics_are_over_all_pixels_that_count(absent: bool) -> None:
+    outputs = torch.randn(5, 4, 9, 7)
+    masks = torch.randint(0, 4, (5, 9, 7))
+    if absent:
+        outputs[:, 2], masks[masks == 2] = -99.0, 0
+    masks[torch.rand(5, 9, 7) < 0.2] = 255
+    meter = Segmentation(4).meter()
+    assert meter.metrics() == {"mIoU": 0.0, "mAcc": 0.0}
+    for part in (slice(0, 1), slice(1, 5)):
+        meter.update(outputs[part], masks[part])
+    overlap, accuracy = by_hand(outputs.argmax(1), masks, 4)
+    assert meter.metrics() == {"mIoU": pytest.approx(overlap), "mAcc": pytest.approx(accuracy)}
+
+
+@pytest.mark.parametrize("task", [Classification(), TASK], ids=lambda task: type(task).__name__)
+def test_a_meter_goes_on_from_its_state(task: Classification | Segmentation) -> None:
+    shape = (6,) if isinstance(task, Classification) else (6, 5, 5)
+    outputs, targets = torch.randn(6, 3, *shape[1:]), torch.randint(0, 3, shape)
+    whole, first, second, last = (task.meter() for _ in range(4))
+    whole.update(outputs, targets)
+    first.update(outputs[:2], targets[:2])
+    second.restore(first.state())
+    assert second.metrics() == first.metrics()
+    second.update(outputs[2:], targets[2:])
+    assert second.metrics() == whole.metrics()
+    last.restore(second.state())
+    assert last.metrics() == whole.metrics()
+    assert set(whole.metrics()) >= {task.metric}
+
+
+def test_the_loss_is_over_pixels_that_count() -> None:
+    outputs, masks = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randint(0, 3, (2, 4, 4))
+    masks[0] = 255
+    masks[1, 0] = 255
+    assert TASK.weight(masks) == 12
+    assert_close(TASK.loss(outputs, masks), F.cross_entropy(outputs[1:, :, 1:], masks[1:, 1:]))
+    nothing = TASK.loss(outputs, torch.full_like(masks, 255))
+    nothing.backward()
+    assert nothing == 0
+    assert not outputs.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "targets", "text"),
+    [
+        (TASK, (2, 3), (2, 8, 8), "pspnet_r18"),
+        (TASK, (2, 3, 4, 4), (2, 8, 8), r"\[2, 3, 8, 8\].*\[2, 3, 4, 4\]"),
+        (TASK, (2, 5, 8, 8), (2, 8, 8), r"\[2, 5, 8, 8\]"),
+        (Classification(), (2, 3, 8, 8), (2,), "classification"),
+    ],
+)
+def test_a_network_for_something_else_is_refused(
+    task: Classification | Segmentation, outputs: tuple[int, ...], targets: tuple[int, ...], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        task.loss(torch.zeros(outputs), torch.zeros(targets, dtype=torch.int64))
+
+
+def test_absent_torchmetrics_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(ConfigError, match=r"tuckprop\[cli\]"):
+        TASK.meter()
+
+
+@pytest.mark.parametrize(("name", "compressed"), [("pspnet_r18", False), ("fcn_r18", True)])
+def test_a_network_of_the_paper_learns_shapes(name: str, compressed: bool) -> None:
+    torch.manual_seed(0)
+    model = zoo.build(name, 3)
+    if compressed:
+        convert(model, dict.fromkeys(zoo.paper_layers(name, 5), HOSVD(0.8)), pointwise=False)
+    schedule = Schedule(
+        steps=24, validate_every=12, warmup=4, learning_rate=0.1, final_share=0.01, momentum=0.9, clip=1
+    )
+    trainer = Trainer(model, schedule, task=TASK)
+    train, val = Shapes(64, 4, seed=1, side=48), Shapes(16, 8, seed=2, side=48)
+    _, before = trainer.evaluate(val)
+    assert trainer.train(train, val)
+    last = trainer.epochs[-1]
+    # All background is an mIoU of under 0.3.
+    assert before["mIoU"] < 0.3
+    assert last.val_accuracy == last.metrics["mIoU"] > 0.4
+    assert last.metrics["mAcc"] > 0.5
+    assert last.loss < trainer.epochs[0].loss
+
+
+def tiny(classes: int, channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(8, classes, 1)
+    )
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs find a data set of shapes and a network that is quick on it."""
+    monkeypatch.setitem(zoo.networks._entries, "tiny", tiny)
+    loaded = SimpleNamespace(
+        train=Shapes(24, 8, seed=1, side=16), val=Shapes(8, 8, seed=2, side=16), classes=("ground", "square", "disc"),
+        channels=3, network="tiny", per_pixel=True,
+    )  # fmt: skip
+    monkeypatch.setattr(importlib.import_module("tuckprop.train.prepare"), "load", lambda *args, **kwargs: loaded)
+
+
+def after(count: int) -> Callable[[], bool]:
+    asked = iter(range(1, 10**6))
+    return lambda: next(asked) >= count
+
+
+EXPERIMENT = Experiment(
+    compression=Compression(HOSVD()), schedule=Schedule(steps=10, validate_every=4, warmup=3, momentum=0.9)
+)
+
+
+@pytest.mark.usefixtures("shapes")
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_run_that_is_stopped_and_resumed_ends_as_one_that_is_not(tmp_path: Path, count: int) -> None:
+    whole = run_one(EXPERIMENT, tmp_path / "whole")
+    parts = run_one(EXPERIMENT, tmp_path / "parts", stop=after(count))
+    while not parts.finished:
+        parts = run_one(EXPERIMENT, tmp_path / "parts", Start(resume=True), stop=after(count))
+    assert [replace(e, seconds=0.0, step_seconds=0.0) for e in parts.epochs] == [
+        replace(e, seconds=0.0, step_seconds=0.0) for e in whole.epochs
+    ]
+    weights = [torch.load(tmp_path / name / "checkpoint.pt")["state"]["model"] for name in ("whole", "parts")]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.usefixtures("shapes")
+def test_the_record_names_the_metric_and_has_them_all(tmp_path: Path) -> None:
+    returned = run_one(EXPERIMENT, tmp_path)
+    record = read_record(tmp_path)
+    assert record == returned
+    assert record.metric == "mIoU"
+    assert [set(epoch.metrics) for epoch in record.epochs] == [{"mIoU", "mAcc"}] * 3
+    assert [epoch.val_accuracy for epoch in record.epochs] == [epoch.metrics["mIoU"] for epoch in record.epochs]
+
+
+@pytest.mark.usefixtures("shapes")
+def test_the_command_line_trains_measures_and_tells_miou(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--steps", "3", "--validate-every", "2", "--warmup", "1", "--out", str(tmp_path / "run")]
+    assert main(["train", "--codec", "hosvd", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 2/2" in printed
+    assert "mIoU" in printed
+    assert "accuracy" not in printed
+    assert main(["table", str(tmp_path / "run"), "--markdown"]) == 0
+    assert "mAcc, best epoch, %" in capsys.readouterr().out
+    assert main(["measure"]) == 0
+    assert main(["train", "--model", "digits_cnn", "--steps", "1", "--out", str(tmp_path / "wrong")]) == 2
+    assert "choose a network for segmentation" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("shapes")
+def test_weights_are_from_one_place(tmp_path: Path) -> None:
+    both = replace(EXPERIMENT, network=NetworkSettings(weights=tmp_path / "w.pt", pretrained=True))
+    with pytest.raises(ConfigError, match=r"w\.pt besides"):
+        run_one(both, tmp_path)
+    with pytest.raises(ConfigError, match="--weights FILE"):
+        run_one(replace(EXPERIMENT, network=NetworkSettings(pretrained=True)), tmp_path)

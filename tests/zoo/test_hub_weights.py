@@ -1,0 +1,88 @@
+"""Public weights: where they go, what stays fresh, and what a machine without a network is told. No test downloads."""
+
+import importlib
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tuckprop import zoo
+from tuckprop.errors import ConfigError, DataError
+
+SOURCES = {"mobilenetv2": "mobilenet_v2", "resnet18": "resnet18", "pspnet_r18": "resnet18", "fcn_r18": "resnet18",
+           "upernet_r18": "resnet18", "deeplabv3_m": "mobilenet_v2"}  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Let torchvision's weights come from fresh networks; return what was served last."""
+    zoo.import_torchvision()
+    models = importlib.import_module("torchvision.models")
+    served: dict[str, Tensor] = {}
+
+    def get_state_dict(weights: object, **settings: object) -> dict[str, Tensor]:
+        torch.manual_seed(99)
+        name = next(n for n in ("resnet18", "mobilenet_v2") if models.get_model_weights(n) is type(weights))
+        served.clear()
+        state = getattr(models, name)(weights=None).state_dict()
+        # Old files have no counts of batches.
+        served.update({key: value for key, value in state.items() if not key.endswith("num_batches_tracked")})
+        return dict(served)
+
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", get_state_dict)
+    return served
+
+
+@pytest.mark.parametrize("name", list(SOURCES))
+def test_all_but_the_classifier_is_loaded(hub: dict[str, Tensor], name: str) -> None:
+    model = zoo.build(name, 7)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    loaded = zoo.load_hub_weights(name, model)
+    after = model.state_dict()
+    assert SOURCES[name] in str(loaded)
+    for key in loaded.loaded:
+        assert torch.equal(after[key], hub[key.removeprefix("encoder.")]), key
+    assert all(torch.equal(after[key], before[key]) for key in loaded.fresh)
+    convolutions = [f"{key}.weight" for key, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    if name in ("mobilenetv2", "resnet18"):
+        assert set(convolutions) <= set(loaded.loaded)
+        assert {key.rpartition(".")[2] for key in loaded.fresh} == {"weight", "bias"}
+        assert len(loaded.fresh) == 2
+    else:
+        assert {key for key in convolutions if key.startswith("encoder.")} <= set(loaded.loaded)
+        assert {"classifier.weight", "classifier.bias"} <= set(loaded.fresh)
+
+
+def test_another_number_of_channels_does_not_match(hub: dict[str, Tensor]) -> None:
+    with pytest.raises(DataError, match=r"conv1\.weight: expected \(64, 1, 7, 7\)"):
+        zoo.load_hub_weights("fcn_r18", zoo.build("fcn_r18", 2, 1))
+
+
+def test_without_a_network_a_file_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **settings: object) -> None:
+        raise URLError("Name or service not known")
+
+    zoo.import_torchvision()
+    monkeypatch.setattr(importlib.import_module("torchvision.models").WeightsEnum, "get_state_dict", fail)
+    monkeypatch.setattr(importlib.import_module("timm"), "create_model", fail)
+    for name in ("resnet18", "pspnet_r18", "timm:resnet18"):
+        model = nn.Linear(1, 1)
+        with pytest.raises(DataError, match=r"Name or service not known.*--weights FILE"):
+            zoo.load_hub_weights(name, model)
+
+
+def test_timms_weights_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo.build("timm:resnet18", 7)
+    timm = importlib.import_module("timm")
+    theirs = timm.create_model("resnet18", pretrained=False)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: theirs)
+    loaded = zoo.load_hub_weights("timm:resnet18", model)
+    assert loaded.fresh == ("fc.weight", "fc.bias")
+    assert torch.equal(model.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize("name", ["mcunet", "digits_cnn", "timm:resnet10t_nothing"])
+def test_networks_without_public_weights_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="--weights FILE"):
+        zoo.load_hub_weights(name, nn.Linear(1, 1))

@@ -1,0 +1,122 @@
+"""Segmentation networks: their outputs, their shapes inside, and that converting them keeps their gradients."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.zoo.test_build import SEGMENTERS
+from tuckprop import HOSVD, convert, zoo
+from tuckprop.errors import ConfigError
+
+NAMES = sorted(SEGMENTERS)
+
+
+@pytest.mark.parametrize(("name", "side"), [(name, 64) for name in NAMES] + [("pspnet_r18", 50), ("upernet_r18", 71)])
+def test_every_pixel_gets_its_scores(name: str, side: int) -> None:
+    model = zoo.build(name, 7).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, side, side + 8)).shape == (1, 7, side, side + 8)
+
+
+@pytest.mark.parametrize("name", ["fcn_r18", "pspnet_m"])
+def test_grey_images_will_do(name: str) -> None:
+    with torch.no_grad():
+        assert zoo.build(name, 2, 1).eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+
+
+# Channels and size of the inputs, in order, for an image of 64 x 64.
+LAST_5 = {
+    "pspnet_r18": [(1024, 8)],
+    "pspnet_m": [(640, 8)],
+    "deeplabv3_r18": [(512, 8)] * 4 + [(640, 8)],
+    "deeplabv3_m": [(320, 8)] * 4 + [(2560, 8)],
+    "fcn_r18": [(512, 8), (512, 8), (512, 8), (128, 8), (640, 8)],
+    "upernet_r18": [(2560, 2), (512, 4), (512, 8), (512, 16), (2048, 16)],
+}
+COMPRESSED_OF_10 = {
+    "pspnet_r18": 5,
+    "pspnet_m": 6,
+    "deeplabv3_r18": 9,
+    "deeplabv3_m": 9,
+    "fcn_r18": 10,
+    "upernet_r18": 8,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_papers_layers_are_convolutions_with_inputs_of_the_papers_shape(name: str) -> None:
+    model = zoo.build(name, 3).eval()
+    modules = dict(model.named_modules())
+    shapes = []
+    for layer in zoo.paper_layers(name, 5):
+        modules[layer].register_forward_pre_hook(
+            lambda module, args: shapes.append((args[0].shape[1], args[0].shape[2]))
+        )
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    assert shapes == LAST_5[name]
+    convolutions = [layer for layer, module in modules.items() if isinstance(module, nn.Conv2d)]
+    ten = zoo.paper_layers(name, 10)
+    assert len(ten) == COMPRESSED_OF_10[name]
+    assert set(zoo.paper_layers(name, 5)) <= set(ten)
+    assert [layer for layer in convolutions if layer in ten] == list(ten)
+
+
+def test_the_paper_has_no_other_networks_and_depths() -> None:
+    with pytest.raises(ConfigError, match="pspnet_r18"):
+        zoo.paper_layers("mcunet", 5)
+    with pytest.raises(ConfigError, match="5 or 10"):
+        zoo.paper_layers("pspnet_r18", 7)
+
+
+def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return outputs and gradients in train mode with batch norms in eval mode."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    outputs = model(images)
+    masks = torch.arange(64).expand(len(images), 64, 64) // 22
+    F.cross_entropy(outputs, masks).backward()
+    return outputs.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_converted_network_has_the_same_outputs_and_finite_gradients(name: str) -> None:
+    model, images = zoo.build(name, 3), torch.randn(2, 3, 64, 64)
+    plain, expected = gradients(copy.deepcopy(model), images)
+    outputs, found = gradients(convert(model, HOSVD(epsilon=0.8)), images)
+    assert torch.equal(outputs, plain)
+    assert found.keys() == expected.keys()
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    assert any(
+        not torch.equal(found[key], expected[key]) for key in zoo.paper_layers(name, 5) for key in (f"{key}.weight",)
+    )
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("name", NAMES)
+def test_with_everything_kept_all_gradients_are_plains(name: str) -> None:
+    model, images = zoo.build(name, 3).double(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    _, expected = gradients(copy.deepcopy(model), images)
+    _, found = gradients(convert(model, HOSVD(epsilon=1.0)), images)
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        assert (found[key] - gradient).norm() <= 1e-9 * gradient.norm(), key
+
+
+def test_absent_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.import_module
+
+    def fail(name: str) -> object:
+        if name.startswith("segmentation_models_pytorch"):
+            raise ModuleNotFoundError("No module named 'segmentation_models_pytorch'")
+        return there(name)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(ConfigError, match=r"tuckprop\[models\]"):
+        zoo.build("fcn_r18", 2)
