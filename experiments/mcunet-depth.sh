@@ -21,8 +21,8 @@ for seed in "$@"; do
       resume=()
       [ ! -e "$run/checkpoint.pt" ] || resume=(--resume)
       echo tuckprop train --model mcunet --weights "$weights" --data cifar10 --data-path "$data" --resolution 128 \
-        --train-size 5000 --val-size 2000 --batch-size 64 --epochs 6 --learning-rate 0.005 --momentum 0.9 --channels-last --codec "$codec" "${patch[@]}" \
-        --last "$last" --seed "$seed" --out "$run" "${resume[@]}"
+        --train-size 4000 --val-size 1500 --batch-size 64 --epochs 4 --learning-rate 0.005 --momentum 0.9 \
+        --channels-last --codec "$codec" "${patch[@]}" --last "$last" --seed "$seed" --out "$run" "${resume[@]}"
     done
   done
 done | xargs -P 2 -I{} sh -c '{} >/dev/null || echo "failed: {}" >&2'
