@@ -14,6 +14,7 @@ from tuckprop.cli.plan import PlanOptions, plan
 from tuckprop.cli.plot import PlotOptions, plot
 from tuckprop.cli.predict import PredictOptions, predict
 from tuckprop.cli.report import ReportOptions, report
+from tuckprop.cli.reproduce import ReproduceOptions, reproduce
 from tuckprop.cli.spectrum import SpectrumOptions, spectrum
 from tuckprop.cli.table import TableOptions, table
 from tuckprop.cli.train import TrainOptions, train
@@ -24,6 +25,7 @@ _VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "demo": (DemoOptions, demo),
     "plan": (PlanOptions, plan),
     "measure": (MeasureOptions, measure),
+    "reproduce": (ReproduceOptions, reproduce),
     "table": (TableOptions, table),
     "plot": (PlotOptions, plot),
     "report": (ReportOptions, report),

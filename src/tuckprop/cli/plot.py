@@ -15,7 +15,7 @@ class PlotOptions:
     """Plot the accuracy of finished runs against their memory; PNG, PDF and SVG.
 
     Attributes:
-        runs: Folders of runs, or folders that hold several.
+        runs: Folders of runs, folders that hold several, or the id of what `tuckprop reproduce` has run.
         out: File to write; its suffix is replaced by each of the three.
         memory: What to plot against: held (measured), paper (the paper's count) or process (peak of the process).
     """

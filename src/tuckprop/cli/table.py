@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from tuckprop.cli.reproduce import folder_of
 from tuckprop.errors import CheckpointError
 from tuckprop.report import Record, Row, find_records, markdown, summarise, tables
 
@@ -15,7 +16,7 @@ class TableOptions:
     """Print finished runs as a table: means and standard deviations over seeds.
 
     Attributes:
-        runs: Folders of runs, or folders that hold several.
+        runs: Folders of runs, folders that hold several, or the id of what `tuckprop reproduce` has run.
         markdown: Print Markdown.
     """
 
@@ -43,7 +44,7 @@ def finished_rows(runs: tuple[Path, ...]) -> list[Row]:
     """
     if not runs:
         raise CheckpointError("expected one folder of runs or more, got none")
-    records = find_records(runs)
+    records = find_records(path if path.exists() else folder_of(str(path)) or path for path in runs)
     open_ = [record for record in records if not record.finished]
     if open_:
         Console(stderr=True).print(

@@ -1,0 +1,99 @@
+"""Carry runs out one after the other, each in a process of its own, so that memory peaks can be compared."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tuckprop.errors import CheckpointError
+from tuckprop.report import read_record
+from tuckprop.report.records import FILE as RECORD
+from tuckprop.reproduce.grid import Run
+from tuckprop.train.checkpoint import FILE as CHECKPOINT
+
+# What the process of a run returns after Ctrl-C.
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run.
+
+    Attributes:
+        run: The run.
+        folder: Where it is.
+        error: Its one line of error; None where it finished.
+    """
+
+    run: Run
+    folder: Path
+    error: str | None = None
+
+
+def carry_out(runs: Sequence[Run], out: Path, tell: Callable[[str], None]) -> list[Outcome]:
+    """Carry out the runs that are not finished yet.
+
+    A run that was cut off goes on; one that fails is noted, and the others go on.
+
+    Args:
+        runs: What to run.
+        out: Folder for the runs' folders.
+        tell: Is told what happens, a line at a time.
+
+    Returns:
+        An outcome a run.
+
+    Raises:
+        KeyboardInterrupt: A run was interrupted.
+    """
+    outcomes: list[Outcome] = []
+    spent: list[float] = []
+    for number, run in enumerate(runs, start=1):
+        folder = out / run.name
+        if finished(folder, run.settings):
+            tell(f"run {number} of {len(runs)}: {run.name} is finished")
+            outcomes.append(Outcome(run, folder))
+            continue
+        left = f", about {_minutes(sum(spent) / len(spent) * (len(runs) - number + 1))} left" if spent else ""
+        tell(f"run {number} of {len(runs)}: {run.name}{left}")
+        begun = perf_counter()
+        outcomes.append(Outcome(run, folder, _train(run, folder)))
+        spent.append(perf_counter() - begun)
+        if outcomes[-1].error is not None:
+            tell(f"run {number} of {len(runs)}: failed: {outcomes[-1].error}")
+    return outcomes
+
+
+def finished(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Say whether the folder holds a finished run of these settings."""
+    if not (folder / RECORD).exists():
+        return False
+    try:
+        record = read_record(folder)
+    except CheckpointError:
+        return False
+    asked = record.settings | record.settings["codec_settings"]
+    elsewhere = {"data_path", "weights", "device", "threads"}
+    same = all(str(asked.get(name)) == str(value) for name, value in settings.items() if name not in elsewhere)
+    return record.finished and same
+
+
+def _train(run: Run, folder: Path) -> str | None:
+    """Return the error's line, or None."""
+    command = [sys.executable, "-m", "tuckprop.cli", "train", *run.arguments(), "--out", str(folder), "--no-table"]
+    if (folder / CHECKPOINT).exists():
+        command.append("--resume")
+    elif (folder / RECORD).exists():
+        command.append("--overwrite")
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode == _INTERRUPTED:
+        raise KeyboardInterrupt
+    lines = done.stderr.strip().splitlines()
+    return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
