@@ -104,24 +104,25 @@ def test_absent_torchmetrics_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch)
         TASK.meter()
 
 
-@pytest.mark.parametrize("codec", [None, HOSVD(0.8)], ids=repr)
-def test_a_small_network_learns_shapes(codec: HOSVD | None) -> None:
+@pytest.mark.parametrize(("name", "compressed"), [("pspnet_r18", False), ("fcn_r18", True)])
+def test_a_network_of_the_paper_learns_shapes(name: str, compressed: bool) -> None:
     torch.manual_seed(0)
-    model = zoo.build("pspnet_r18", 3)
-    if codec is not None:
-        convert(model, codec)
-    schedule = Schedule(steps=24, warmup=4, learning_rate=0.05, final_share=0.01, momentum=0.9, clip=1.0,
-                        freeze_norms=False)  # fmt: skip
+    model = zoo.build(name, 3)
+    if compressed:
+        convert(model, dict.fromkeys(zoo.paper_layers(name, 5), HOSVD(0.8)), pointwise=False)
+    schedule = Schedule(
+        steps=24, validate_every=12, warmup=4, learning_rate=0.1, final_share=0.01, momentum=0.9, clip=1
+    )
     trainer = Trainer(model, schedule, task=TASK)
-    _, before = trainer.evaluate(Shapes(16, 8, seed=2))
-    assert trainer.train(Shapes(64, 8, seed=1), Shapes(16, 8, seed=2))
+    train, val = Shapes(64, 4, seed=1, side=48), Shapes(16, 8, seed=2, side=48)
+    _, before = trainer.evaluate(val)
+    assert trainer.train(train, val)
     last = trainer.epochs[-1]
     # All background is an mIoU of under 0.3.
     assert before["mIoU"] < 0.3
-    assert last.val_accuracy == last.metrics["mIoU"] > 0.45
-    assert last.metrics["mAcc"] > 0.55
+    assert last.val_accuracy == last.metrics["mIoU"] > 0.4
+    assert last.metrics["mAcc"] > 0.5
     assert last.loss < trainer.epochs[0].loss
-    assert 0 < last.train_accuracy < 1
 
 
 def tiny(classes: int, channels: int) -> nn.Module:

@@ -49,9 +49,9 @@ BRIEF_CAPTION = (
     "kept for backward, measured on one batch. process: its peak, libraries and data included."
 )
 FULL_CAPTION = (
-    "Mean ± standard deviation over seeds (paper's count, mean: over epochs and seeds). On validation images: {metrics}. "
-    "Paper's count: a formula over the ranks of the compressed layers' inputs; peak: largest epoch mean. Held for "
-    "backward: unique bytes measured on one batch. Process peak: libraries and data included."
+    "Mean ± standard deviation over seeds (paper's count, mean: over epochs and seeds). On validation images: "
+    "{metrics}. Paper's count: a formula over the ranks of the compressed layers' inputs; peak: largest epoch mean. "
+    "Held for backward: unique bytes measured on one batch. Process peak: libraries and data included."
 )
 
 
