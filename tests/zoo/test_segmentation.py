@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tests.zoo.test_build import SEGMENTERS
 from tuckprop import HOSVD, convert, zoo
 from tuckprop.errors import ConfigError
+from tuckprop.layers import Twin
 
 NAMES = sorted(SEGMENTERS)
 
@@ -37,14 +39,7 @@ LAST_5 = {
     "fcn_r18": [(512, 8), (512, 8), (512, 8), (128, 8), (640, 8)],
     "upernet_r18": [(2560, 2), (512, 4), (512, 8), (512, 16), (2048, 16)],
 }
-COMPRESSED_OF_10 = {
-    "pspnet_r18": 5,
-    "pspnet_m": 6,
-    "deeplabv3_r18": 9,
-    "deeplabv3_m": 9,
-    "fcn_r18": 10,
-    "upernet_r18": 8,
-}
+COMPRESSED_OF_10 = dict(zip(NAMES, (9, 9, 10, 6, 5, 8), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,9 +88,8 @@ def test_a_converted_network_has_the_same_outputs_and_finite_gradients(name: str
     assert torch.equal(outputs, plain)
     assert found.keys() == expected.keys()
     assert all(gradient.isfinite().all() for gradient in found.values())
-    assert any(
-        not torch.equal(found[key], expected[key]) for key in zoo.paper_layers(name, 5) for key in (f"{key}.weight",)
-    )
+    compressed = [f"{layer}.weight" for layer in zoo.paper_layers(name, 5)]
+    assert any(not torch.equal(found[key], expected[key]) for key in compressed)
 
 
 @pytest.mark.usefixtures("forced")
@@ -107,6 +101,25 @@ def test_with_everything_kept_all_gradients_are_plains(name: str) -> None:
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
         assert (found[key] - gradient).norm() <= 1e-9 * gradient.norm(), key
+
+
+def test_weights_of_other_classes_leave_the_classifier_fresh(tmp_path: Path) -> None:
+    theirs, ours = zoo.build("fcn_r18", 5), zoo.build("fcn_r18", 2)
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    assert zoo.load_weights(ours, tmp_path / "w.pt").fresh == ("classifier.weight", "classifier.bias")
+    assert torch.equal(ours.decoder.conv_cat[0].weight, theirs.decoder.conv_cat[0].weight)
+
+
+def test_the_papers_layers_alone_can_be_compressed_and_what_is_before_them_frozen() -> None:
+    # The paper trains the four convolutions after PSPNet's pools uncompressed; the classifier is the sixth.
+    model = convert(zoo.build("pspnet_r18", 3), dict.fromkeys(zoo.paper_layers("pspnet_r18", 5), HOSVD()), last=6)
+    _, found = gradients(model, torch.randn(1, 3, 64, 64))
+    weights = [key for key in found if isinstance(model.get_submodule(key.rpartition(".")[0]), nn.Conv2d)]
+    names = [key for key in weights if key.endswith("weight")]
+    assert names == [*(f"decoder.psp.blocks.{n}.pool.1.0.weight" for n in range(4)), "decoder.conv.0.weight",
+                     "classifier.weight"]  # fmt: skip
+    twins = [name for name, module in model.named_modules() if isinstance(module, Twin) and module.compresses]
+    assert [name for name in twins if isinstance(model.get_submodule(name), nn.Conv2d)] == ["decoder.conv.0"]
 
 
 def test_absent_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

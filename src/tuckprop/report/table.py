@@ -50,9 +50,8 @@ BRIEF_CAPTION = (
 )
 FULL_CAPTION = (
     "Mean ± standard deviation over seeds (paper's count, mean: over epochs and seeds). On validation images: "
-    "{metrics}. "
-    "Paper's count: a formula over the ranks of the compressed layers' inputs; peak: largest epoch mean. Held for "
-    "backward: unique bytes measured on one batch. Process peak: libraries and data included."
+    "{metrics}. Paper's count: a formula over the ranks of the compressed layers' inputs; peak: largest epoch mean. "
+    "Held for backward: unique bytes measured on one batch. Process peak: libraries and data included."
 )
 
 

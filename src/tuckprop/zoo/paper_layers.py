@@ -47,6 +47,9 @@ def paper_layers(name: str, count: int) -> tuple[str, ...]:
     Raises:
         ConfigError: The paper has no such network or number.
 
+    `convert(model, dict.fromkeys(paper_layers(name, count), codec), last=k)` trains and compresses likewise, where k
+    counts the convolutions from the first that is trained to the classifier: 6 for PSPNet at 5.
+
     Example:
         >>> paper_layers("pspnet_r18", 5)
         ('decoder.conv.0',)
