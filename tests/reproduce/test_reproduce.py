@@ -19,6 +19,7 @@ from tuckprop.reproduce.runner import finished
 from tuckprop.zoo import networks
 
 EXPECTED = {"fig3a", "fig3b", "fig3c", "fig4", "fig5", "flops", "imagenet", "seeds", "segmentation", "table1"}
+CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 TINY = {"model": "digits_cnn", "data": "digits", "train_size": 32, "val_size": 20, "batch_size": 16, "epochs": 1}
 
 EXAMPLE = """
@@ -57,7 +58,7 @@ def test_every_table_and_figure_has_a_config() -> None:
 def test_every_run_is_one_that_train_takes(name: str, scale: Scale) -> None:
     config = read(name, scale)
     for run in runs(config):
-        options = tyro.cli(TrainOptions, args=run.arguments(), config=(tyro.conf.OmitArgPrefixes,))
+        options = tyro.cli(TrainOptions, args=run.arguments(), config=CONFIG)
         assert to_compression(options.compression).last == run.settings.get("last")
         assert options.network.model in networks
         assert options.data.data in datasets
@@ -123,6 +124,19 @@ def test_finished_runs_are_skipped_and_a_failing_one_keeps_the_others(tmp_path: 
     assert again[0].error is None
     assert (tmp_path / "good" / FILE).stat().st_mtime_ns == stamp
     assert not finished(tmp_path / "good", good.settings | {"epochs": 2})
+
+
+def test_what_the_parser_refuses_is_said_in_one_line(tmp_path: Path) -> None:
+    (outcome,) = carry_out([Run("bad", TINY | {"codec": "plain", "epochs": "many"})], tmp_path, print)
+    assert outcome.error is not None
+    assert "many" in outcome.error
+    assert "\n" not in outcome.error
+    assert "─" not in outcome.error
+
+
+def test_switches_are_passed_only_where_they_differ() -> None:
+    settings = {"pretrained": False, "drop_last": False, "freeze_norms": True, "channels_last": True, "codec": "plain"}
+    assert Run("switches", settings).arguments() == ["--no-drop-last", "--channels-last", "--codec", "plain"]
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:

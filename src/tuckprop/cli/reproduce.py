@@ -14,7 +14,7 @@ from rich.table import Table
 from tuckprop.errors import ConfigError
 from tuckprop.report import find_records, plot, save_plot, summarise, tables
 from tuckprop.reproduce import Config, carry_out, known, read, runs
-from tuckprop.reproduce.config import option_names
+from tuckprop.reproduce.config import options as train_options
 
 _RUNS = Path("runs/reproduce")
 
@@ -101,7 +101,7 @@ def _besides(options: ReproduceOptions) -> dict[str, Any]:
     for text in options.set:
         name, sign, value = text.partition("=")
         name = name.strip().replace("-", "_")
-        if not sign or name not in option_names():
+        if not sign or name not in train_options():
             raise ConfigError(f"--set: expected NAME=VALUE with an option of `tuckprop train`, got {text!r}")
         try:
             besides[name] = json.loads(value)
@@ -110,6 +110,8 @@ def _besides(options: ReproduceOptions) -> dict[str, Any]:
     for name in ("data_path", "weights"):
         if getattr(options, name) is not None:
             besides[name] = getattr(options, name)
+    if options.weights is not None:
+        besides["pretrained"] = False
     return besides
 
 

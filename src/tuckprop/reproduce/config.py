@@ -122,10 +122,10 @@ def _check_entries(content: dict[str, Any], path: Path, entries: Mapping[str, ty
 
 
 def _check(config: Config, path: Path) -> None:
-    options = option_names()
+    names_known = options()
     for part, names in (("settings", config.settings), ("axes", config.axes)):
         for name in names:
-            if name not in options:
+            if name not in names_known:
                 raise ConfigError(f"{path}: {part}.{name}: `tuckprop train` has no such option")
     for name, values in config.axes.items():
         if not isinstance(values, list) or not values:
@@ -145,7 +145,7 @@ def _check(config: Config, path: Path) -> None:
         )
 
 
-def option_names() -> set[str]:
-    """Return the names of the options of `tuckprop train` that decide a run, codecs' settings left away."""
+def options() -> dict[str, Any]:
+    """Return the options of `tuckprop train` that decide a run with their defaults, codecs' settings left away."""
     parts = (NetworkSettings, DataSettings, Compression, Schedule, Machine)
-    return {field.name for part in parts for field in fields(part)} - {"codec"}
+    return {field.name: field.default for part in parts for field in fields(part) if field.name != "codec"}

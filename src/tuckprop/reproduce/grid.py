@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from tuckprop.reproduce.config import Config
+from tuckprop.reproduce.config import Config, options
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,12 @@ class Run:
     def arguments(self) -> list[str]:
         """Return the options as `tuckprop train` takes them."""
         found = []
+        defaults = options()
         for name, value in self.settings.items():
             option = name.replace("_", "-")
             if isinstance(value, bool):
-                found.append(f"--{option}" if value else f"--no-{option}")
+                # A switch is there for the other value than the default alone.
+                found += [] if value == defaults.get(name) else [f"--{option}" if value else f"--no-{option}"]
             elif isinstance(value, list):
                 found += [f"--{option}", *map(str, value)]
             else:

@@ -16,6 +16,7 @@ from tuckprop.train.checkpoint import FILE as CHECKPOINT
 
 # What the process of a run returns after Ctrl-C.
 _INTERRUPTED = 130
+_BOX = " │╭╮╰╯─"
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,10 @@ def _train(run: Run, folder: Path) -> str | None:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode == _INTERRUPTED:
         raise KeyboardInterrupt
-    lines = done.stderr.strip().splitlines()
-    return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+    # The command line's parser draws a box around what it says.
+    lines = [line.strip(_BOX) for line in done.stderr.splitlines()]
+    said = [line for line in lines if line.startswith("tuckprop: ")] or [" ".join(line for line in lines if line)]
+    return None if done.returncode == 0 else (said[-1].removeprefix("tuckprop: ") or f"exit code {done.returncode}")
 
 
 def _minutes(seconds: float) -> str:
