@@ -19,7 +19,7 @@ def forced_packing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_twin, "may_shrink", lambda codec, shape: True)
         patch.setattr(_twin, "is_smaller", lambda packed, x: True)
-        patch.setattr(_twin, "held_anyway", lambda x: False)
+        patch.setattr(_twin, "holder", lambda x: None)
         yield
 
 

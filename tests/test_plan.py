@@ -32,8 +32,8 @@ def test_bytes_by_hand() -> None:
     decided = plan(model, BATCH, HOSVD(0.8))
     hidden = model[0](BATCH), model[1](model[0](BATCH))
     first, second, third = decided.sites
-    # The first keeps the batch, which is not counted; packed, it keeps what is its own.
-    assert first == SitePlan("0", "Conv2d", HOSVD(0.8), (8, 3, 16, 16), 0, HOSVD(0.8).compress(BATCH).nbytes)
+    # The first keeps the batch, which is the caller's, plain and converted.
+    assert first == SitePlan("0", "Conv2d", HOSVD(0.8), (8, 3, 16, 16), 0, 0)
     for site, x in zip((second, third), hidden, strict=True):
         assert site.input_shape == tuple(x.shape)
         assert site.plain_bytes == x.numel() * 4

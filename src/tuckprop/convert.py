@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 
 from tuckprop.errors import ConfigError
 from tuckprop.layers import Site, Twin, find_twin, load_twins_for
+from tuckprop.layers._held import NoteInputs
 from tuckprop.layers._twin import become_plain, become_twin
 from tuckprop.plan import CodecChoice, Plan, Select, choose_sites, decide, names_before, refuse_converted
 
@@ -92,6 +93,7 @@ def carry_out(model: nn.Module, plan: Plan) -> None:
         twin = find_twin(module, site.codec)
         assert twin is not None
         become_twin(module, twin, Site(site.name, site.codec))
+    model.register_forward_pre_hook(NoteInputs(), with_kwargs=True)
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -123,6 +125,10 @@ def revert(model: nn.Module) -> nn.Module:
 def unconvert(model: nn.Module) -> None:
     """Give every module its plain class back; what is frozen stays frozen."""
     for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, NoteInputs):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
         if isinstance(module, Twin):
             become_plain(module)
 

@@ -1,5 +1,6 @@
-"""A tensor that a plain operation keeps for itself is not packed besides; every other one is."""
+"""A tensor that a plain operation or the caller holds is not packed besides; every other one is."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -8,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.cases import decaying
-from tuckprop import HOSVD, convert, measure
-from tuckprop.codecs import DensePacked
-from tuckprop.layers import observe
+from tests.networks import ConvNet, Transformer
+from tuckprop import HOSVD, SVD, Dense, Subspace, convert, measure, revert
+from tuckprop.codecs import Codec, DensePacked
+from tuckprop.layers import _held, observe
 
 Function = Callable[[Tensor], Tensor]
 
@@ -65,8 +67,7 @@ def run(function: Function) -> tuple[bool, int, int]:
 def test_what_is_held_anyway_is_shared(name: str) -> None:
     packed, held, plain = run(KEEP_THEIR_OUTPUT[name])
     assert not packed
-    # The first layer's form comes on top of the batch, which is the caller's and not counted.
-    assert held < plain + 6 * 8 * 16 * 16 * 4 / 2
+    assert held == plain
 
 
 @pytest.mark.parametrize("name", DO_NOT)
@@ -81,3 +82,76 @@ def test_a_frozen_function_holds_nothing() -> None:
     with observe(lambda event: packed.append(not isinstance(event.kept, DensePacked))):
         model(decaying((8, 6, 16, 16), seed=0, dtype=torch.float32)).sum().backward()
     assert packed == [True]
+
+
+class Batch(nn.Module):
+    """A convolution that reads a part of what the caller passed."""
+
+    def __init__(self, read: Function) -> None:
+        super().__init__()
+        self.read = read
+        self.layer = nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """Shape [b, 6, h, w] to [b, 4, h, w]."""
+        return scale * self.layer(self.read(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("read", "shared"),
+    [(lambda x: x, True), (lambda x: x[:4], True), (lambda x: x + 1, False), (lambda x: x.clone(), False)],
+    ids=["itself", "a view", "a sum", "a copy"],
+)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_what_the_caller_holds_is_shared(read: Function, shared: bool, by_name: bool) -> None:
+    model = convert(Batch(read), HOSVD(0.7))
+    x = decaying((8, 6, 16, 16), seed=0, dtype=torch.float32)
+    packed: list[bool] = []
+    counts: list[int] = []
+    with observe(
+        lambda event: (packed.append(not isinstance(event.kept, DensePacked)), counts.append(event.paper_count))
+    ):
+        (model(x=x) if by_name else model(x)).sum().backward()
+    assert packed == [not shared]
+    # The paper counts the first layer's form in any case.
+    assert counts == [HOSVD(0.7).compress(read(x)).paper_count()]
+    plain = Batch(read)
+    plain.load_state_dict(model.state_dict())
+    plain(x).sum().backward()
+    if shared:
+        torch.testing.assert_close(model.layer.weight.grad, plain.layer.weight.grad)
+
+
+def test_an_activation_of_a_larger_model_is_not_the_callers() -> None:
+    inner = convert(Batch(lambda x: x), HOSVD(0.7))
+    outer = nn.Sequential(nn.Conv2d(6, 6, 1), inner)
+    packed: list[bool] = []
+    with observe(lambda event: packed.append(not isinstance(event.kept, DensePacked))):
+        outer(decaying((8, 6, 16, 16), seed=0, dtype=torch.float32)).sum().backward()
+    assert packed == [True]
+
+
+def test_nothing_is_noted_beyond_the_life_of_a_batch_or_after_revert() -> None:
+    model = convert(Batch(lambda x: x), HOSVD(0.7))
+    x = decaying((8, 6, 16, 16), seed=0, dtype=torch.float32)
+    before = len(_held._given)
+    model(x)
+    assert len(_held._given) == before + 1
+    copy.deepcopy(model)(x.clone())
+    del x
+    assert len(_held._given) == before
+    revert(model)
+    assert not model._forward_pre_hooks
+    assert not model._forward_pre_hooks_with_kwargs
+
+
+@pytest.mark.parametrize("pointwise", [True, False])
+@pytest.mark.parametrize("codec", [HOSVD(0.8), HOSVD(0.95), SVD(0.95), Subspace(0.95), Dense()], ids=repr)
+@pytest.mark.parametrize("build", [ConvNet, Transformer])
+def test_never_more_is_held_than_by_the_plain_model(
+    build: Callable[[], nn.Module], codec: Codec, pointwise: bool
+) -> None:
+    x = torch.randn(8, 3, 32, 32)  # Noise: nothing that compresses well.
+    plain = measure(build(), lambda m: m(x).sum()).held_bytes
+    converted = measure(convert(build(), codec, pointwise=pointwise), lambda m: m(x).sum()).held_bytes
+    assert converted <= plain

@@ -16,7 +16,7 @@ from torch import Size, Tensor, nn
 
 from tuckprop.codecs import Codec, Dense, DensePacked, Packed, Tracker
 from tuckprop.errors import ConfigError
-from tuckprop.layers._held import held_anyway
+from tuckprop.layers._held import Holder, holder
 from tuckprop.layers._shared import Choice, shared
 from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.linalg.standardised import Standardised
@@ -44,12 +44,17 @@ class Site:
         self.tracker = self.codec.tracker()
 
     def pack(self, x: Tensor) -> Packed:
-        """Return what to keep of `x` for backward: the codec's form, or `x` where that is smaller or costs nothing."""
+        """Return what to keep of `x` for backward: the codec's form, or `x` where that is smaller or costs nothing.
+
+        What an operation holds anyway is counted whole. What the caller holds, the batch, is counted in the codec's
+        form, as the paper counts the input of a first layer.
+        """
         choice = Choice(None, x.numel())
-        if may_shrink(self.codec, x.shape) and not held_anyway(x):
+        held = holder(x)
+        if may_shrink(self.codec, x.shape) and (held is None or (held is Holder.CALLER and _observers)):
             compress = (self.tracker or self.codec).compress
             choice = shared(x, self.codec, lambda x: self._choose(x, lambda: compress(x)))
-        kept = DensePacked(x) if choice.kept is None else choice.kept
+        kept = DensePacked(x) if choice.kept is None or held is not None else choice.kept
         notify(PackEvent(self, x.shape, x.element_size(), choice.paper_count, kept))
         return kept
 
