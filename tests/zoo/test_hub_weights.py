@@ -68,18 +68,37 @@ def test_without_a_network_a_file_is_advised(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(importlib.import_module("timm"), "create_model", fail)
     for name in ("resnet18", "pspnet_r18", "timm:resnet18"):
         model = nn.Linear(1, 1)
-        with pytest.raises(DataError, match=r"Name or service not known.*--weights FILE"):
+        with pytest.raises(DataError, match=rf"'{name}'.*Name or service not known.*--weights FILE"):
             zoo.load_hub_weights(name, model)
 
 
-def test_timms_weights_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = zoo.build("timm:resnet18", 7)
+TIMM_HEADS = [
+    ("resnet18", 3, ("fc.weight", "fc.bias")),
+    ("resnet18", 1, ("fc.weight", "fc.bias")),
+    ("deit_tiny_distilled_patch16_224", 3, ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")),
+]
+
+
+@pytest.mark.parametrize(("name", "channels", "fresh"), TIMM_HEADS)
+def test_timms_weights_are_loaded_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, channels: int, fresh: tuple[str, ...]
+) -> None:
+    model = zoo.build(f"timm:{name}", 7, channels)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     timm = importlib.import_module("timm")
-    theirs = timm.create_model("resnet18", pretrained=False)
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: theirs)
-    loaded = zoo.load_hub_weights("timm:resnet18", model)
-    assert loaded.fresh == ("fc.weight", "fc.bias")
-    assert torch.equal(model.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+    create, served = timm.create_model, {}
+
+    def create_model(name: str, pretrained: bool, in_chans: int) -> nn.Module:
+        assert pretrained
+        theirs = create(name, pretrained=False, in_chans=in_chans)
+        served.update(theirs.state_dict())
+        return theirs
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    loaded = zoo.load_hub_weights(f"timm:{name}", model)
+    assert loaded.fresh == fresh
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, (before if key in fresh else served)[key]), key
 
 
 @pytest.mark.parametrize("name", ["mcunet", "digits_cnn", "timm:resnet10t_nothing"])

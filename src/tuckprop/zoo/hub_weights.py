@@ -9,7 +9,7 @@ from tuckprop.errors import ConfigError, DataError
 from tuckprop.zoo._torchvision import import_torchvision
 from tuckprop.zoo.build import TIMM
 from tuckprop.zoo.hub import import_timm
-from tuckprop.zoo.weights import Loaded, find_head, load_state
+from tuckprop.zoo.weights import Loaded, find_heads, load_state
 
 # torchvision's name of the network whose weights these begin with; a segmentation network has them in its encoder.
 _CLASSIFIERS = {"mobilenetv2": "mobilenet_v2", "resnet18": "resnet18", "resnet34": "resnet34", "swin_t": "swin_t"}
@@ -21,7 +21,8 @@ def load_hub_weights(name: str, model: nn.Module) -> Loaded:
     """Load a network's public ImageNet weights into `model`, in place; the first call for a network downloads them.
 
     The weights are torchvision's first (`IMAGENET1K_V1`), or timm's default for `timm:NAME`. A classifier of another
-    number of classes keeps its fresh values; of a segmentation network the backbone alone is loaded.
+    number of classes keeps its fresh values; of a segmentation network the backbone alone is loaded. Images of other
+    than 3 channels take timm's networks only.
 
     Args:
         name: As `build` was given it.
@@ -35,12 +36,12 @@ def load_hub_weights(name: str, model: nn.Module) -> Loaded:
         DataError: They cannot be downloaded, or do not match the model.
     """
     if name.startswith(TIMM):
-        return load_state(model, _timm_state(name.removeprefix(TIMM)), name, head=find_head(model))
+        return _load_timm(model, name.removeprefix(TIMM))
     if name in _CLASSIFIERS:
         theirs = _CLASSIFIERS[name]
-        return load_state(model, _torchvision_state(theirs), f"torchvision's {theirs}", head=find_head(model))
+        return load_state(model, _torchvision_state(name, theirs), f"torchvision's {theirs}", heads=find_heads(model))
     if name in _ENCODERS:
-        return _load_encoder(model, _torchvision_state(_ENCODERS[name]), f"torchvision's {_ENCODERS[name]}")
+        return _load_encoder(model, _torchvision_state(name, _ENCODERS[name]), f"torchvision's {_ENCODERS[name]}")
     known = ", ".join([*_CLASSIFIERS, *_ENCODERS])
     raise ConfigError(f"network {name!r} has no weights in a hub; use --weights FILE, or one of {known}, timm:NAME")
 
@@ -49,32 +50,39 @@ def _load_encoder(model: nn.Module, given: Mapping[str, Tensor], source: str) ->
     encoder = model.get_submodule("encoder")
     wanted = encoder.state_dict()
     # The classifier, and what leads to nothing but it, is no part of the encoder.
-    loaded = load_state(encoder, {key: value for key, value in given.items() if key in wanted}, source, head=None)
+    loaded = load_state(encoder, {key: value for key, value in given.items() if key in wanted}, source, heads=())
     names = tuple(f"encoder.{key}" for key in loaded.loaded)
     return Loaded(source, names, tuple(key for key in model.state_dict() if key not in names))
 
 
-def _torchvision_state(name: str) -> Mapping[str, Tensor]:
+def _torchvision_state(name: str, theirs: str) -> Mapping[str, Tensor]:
     import_torchvision()
-    weights = importlib.import_module("torchvision.models").get_model_weights(name).IMAGENET1K_V1
+    weights = importlib.import_module("torchvision.models").get_model_weights(theirs).IMAGENET1K_V1
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # a hub's client raises many kinds
-        raise _unreachable(name, error) from error
+        raise _unreachable(name, f"torchvision's {theirs}", error) from error
     return state
 
 
-def _timm_state(name: str) -> Mapping[str, Tensor]:
+def _load_timm(model: nn.Module, name: str) -> Loaded:
     timm = import_timm()
     if not timm.models.is_model_pretrained(name):
         raise ConfigError(f"network 'timm:{name}' has no weights in timm's hub; use --weights FILE")
+    # timm fits the first layer to the images' channels: it sums or repeats the weights of the three colours.
+    channels = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
     try:
-        network: nn.Module = timm.create_model(name, pretrained=True)
+        theirs: nn.Module = timm.create_model(name, pretrained=True, in_chans=channels)
     except Exception as error:  # a hub's client raises many kinds
-        raise _unreachable(name, error) from error
-    return network.state_dict()
+        raise _unreachable(f"timm:{name}", f"timm's {name}", error) from error
+    # A name, or some: a network that learns from a teacher has a classifier for it besides.
+    heads = timm.get_pretrained_cfg(name).classifier or find_heads(model)
+    return load_state(model, theirs.state_dict(), f"timm's {name}", heads=[heads] if isinstance(heads, str) else heads)
 
 
-def _unreachable(name: str, error: Exception) -> DataError:
+def _unreachable(name: str, source: str, error: Exception) -> DataError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(f"cannot download the weights of {name} ({reason}); put them in a file and use --weights FILE")
+    return DataError(
+        f"network {name!r}: cannot download the weights of {source} ({reason}); "
+        f"use --weights FILE, a file with the weights of {name}"
+    )

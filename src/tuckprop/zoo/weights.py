@@ -1,6 +1,6 @@
 """Load weights from a file, safely, and say what did not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,17 +52,17 @@ def load_weights(model: nn.Module, path: Path | str) -> Loaded:
         DataError: There is no such file, it cannot be read, or its tensors do not match; the model is then unchanged.
     """
     path = Path(path)
-    return load_state(model, _read(path), str(path), head=find_head(model))
+    return load_state(model, _read(path), str(path), heads=find_heads(model))
 
 
-def load_state(model: nn.Module, given: Mapping[str, Tensor], source: str, *, head: str | None) -> Loaded:
+def load_state(model: nn.Module, given: Mapping[str, Tensor], source: str, *, heads: Sequence[str]) -> Loaded:
     """Load a state dict as `load_weights` does.
 
     Args:
         model: The network.
         given: The state dict.
         source: Where it is from, for messages.
-        head: Name of the classifier, which need not fit.
+        heads: Names of the classifiers, which need not fit.
 
     Returns:
         What was loaded and what was not.
@@ -74,7 +74,7 @@ def load_state(model: nn.Module, given: Mapping[str, Tensor], source: str, *, he
     fitting = {name: _fit(value, wanted[name]) for name, value in given.items() if name in wanted}
     wrong = {name for name, value in fitting.items() if value.shape != wanted[name].shape}
     missing = {name for name in wanted.keys() - given.keys() if not name.endswith(".num_batches_tracked")}
-    fresh = {name for name in wrong | missing if head and name.startswith(f"{head}.")}
+    fresh = {name for name in wrong | missing if name.startswith(tuple(f"{head}." for head in heads))}
     problems = [
         *(f"{name} is missing in the file" for name in wanted if name in missing - fresh),
         *(f"{name} is unexpected" for name in given if name not in wanted),
@@ -112,11 +112,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def find_head(model: nn.Module) -> str | None:
-    """Return the name of the last Linear layer, or of the last convolution where there is none."""
+def find_heads(model: nn.Module) -> tuple[str, ...]:
+    """Return the name of the last Linear layer, or of the last convolution without one; empty without both."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     names = names or [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    return names[-1] if names else None
+    return tuple(names[-1:])
 
 
 def _fit(value: Tensor, wanted: Tensor) -> Tensor:
