@@ -96,11 +96,11 @@ def main() -> None:
         times: dict[str, list[float]] = {method: [] for method in options.methods}
         count = options.warmup + options.repeats
         with workers(options, network) as arms:
-            for images, labels in batches(
-                NETWORKS[network], options.data, options.data_path, count, torch.device("cpu")
-            ):
+            served = batches(NETWORKS[network], options.data, options.data_path, 2 * count, torch.device("cpu"))
+            pairs = [(images.numpy(), labels.numpy()) for images, labels in served]
+            for number in range(0, 2 * count, 2):
                 for method, connection in arms.items():
-                    connection.send((images.numpy(), labels.numpy()))
+                    connection.send(pairs[number : number + 2])
                     times[method].append(connection.recv())
         report(console, network, {m: t[options.warmup :] for m, t in times.items()}, options)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from tuckprop.codecs import Packed
+from tuckprop.codecs import DensePacked, Packed
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
@@ -55,13 +55,37 @@ class FactoredConvolution(torch.autograd.Function):
         """Return the gradients of input, weight and bias."""
         weight, *kept = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_x = input_gradient(grad, weight, ctx.shape, ctx.geometry) if needs_x else None
-        grad_weight = None
+        packed = None
         if needs_weight:
             kind, meta = ctx.packed
-            grad_weight = weight_gradient(kind.rebuild(kept, meta), grad, weight, ctx.geometry)
+            packed = kind.rebuild(kept, meta)
+        if isinstance(packed, DensePacked) and not ctx.geometry.pads_explicitly:
+            mask = (needs_x, True, ctx.has_bias and needs_bias)
+            return *_plain_gradients(grad, packed.dense(), weight, ctx.geometry, mask), None, None, None
+        grad_x = input_gradient(grad, weight, ctx.shape, ctx.geometry) if needs_x else None
+        grad_weight = None if packed is None else weight_gradient(packed, grad, weight, ctx.geometry)
         grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1]) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _plain_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """Return PyTorch's own gradients of input, weight and bias, those that `mask` asks for, in one call."""
+    gradients = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        [grad.shape[1]],
+        geometry.stride,
+        geometry.implicit,
+        geometry.dilation,
+        geometry.transposed,
+        geometry.output_padding or (0,) * len(geometry.kernel),
+        geometry.groups,
+        mask,
+    )
+    return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True))
 
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
