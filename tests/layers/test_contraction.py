@@ -68,8 +68,17 @@ def test_small_ranks_take_the_factored_route(monkeypatch: pytest.MonkeyPatch) ->
     assert calls(case, HOSVD(0.8), monkeypatch) == ["factored"]
 
 
-def test_an_activation_that_is_kept_whole_takes_the_dense_route(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_activation_that_is_kept_whole_has_all_gradients_from_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     case = LayerCase(nn.Conv2d, (4, 4, 8, 8), (4, 4, 3), {"padding": 1})
+    assert calls(case, HOSVD(1.0), monkeypatch) == []
+    plain, converted = Run(case.module(), case.input()), Run(convert(case.module(), HOSVD(1.0)), case.input())
+    assert torch.equal(converted.weight, plain.weight)
+    assert torch.equal(converted.bias, plain.bias)
+    assert torch.equal(converted.x.grad, plain.x.grad)
+
+
+def test_one_that_is_padded_beforehand_takes_the_dense_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LayerCase(nn.Conv2d, (4, 4, 8, 8), (4, 4, 3), {"padding": 1, "padding_mode": "reflect"})
     assert calls(case, HOSVD(1.0), monkeypatch) == ["dense"]
 
 
