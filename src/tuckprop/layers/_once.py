@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tuckprop.errors import UnsupportedError
+from tuckprop.layers._owned import count_references, is_owned
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -29,10 +30,14 @@ class _Refuse(torch.autograd.Function):
 
 
 def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """Return `backward`, made to raise UnsupportedError as soon as its gradients are differentiated themselves."""
+    """Return `backward`, made to raise UnsupportedError as soon as its gradients are differentiated themselves.
+
+    It finds in `ctx.owns_gradient` whether it may overwrite the (first) gradient that it gets.
+    """
 
     @wraps(backward)
     def once(ctx: Any, *grads: Tensor) -> Gradients:
+        ctx.owns_gradient = not torch.is_grad_enabled() and is_owned(count_references(grads))
         with torch.no_grad():
             gradients = backward(ctx, *grads)
         if not torch.is_grad_enabled():  # It is, where the caller asked for create_graph=True.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tuckprop.codecs import Packed
 from tuckprop.linalg.layout import is_dense, memory_order
-from tuckprop.linalg.modes import expand, mode_product
+from tuckprop.linalg.modes import add_expanded, expand, mode_product
 
 # A core that is larger than this share of the tensor is not worth a route of its own.
 _LARGEST_CORE = 0.5
@@ -31,17 +31,18 @@ class OneFactor(Protocol):
     def sums(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return `sum G A'` and `sum G`, each of the shape of the axes of the statistics."""
 
-    def combine(self, grad: Tensor, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
+    def combine(self, grad: Tensor, owned: bool, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
         """Return `scale G + share A' + shift`, in the memory order of G.
 
         Args:
             grad: G.
+            owned: Whether the result may take the memory of G.
             scale: s, of the shape of the axes of the statistics.
             share: t, likewise.
             shift: u, likewise.
 
         Returns:
-            A new tensor of the shape and dtype of G; no other of its size is held.
+            Of the shape and dtype of G; no other tensor of its size is made.
         """
 
 
@@ -122,13 +123,13 @@ class SummedFactor(NamedTuple):
         products = (projected.narrow(self.mode, 0, rank) * self.core).sum(summed)
         return products, projected.narrow(self.mode, rank, 1).sum(summed)
 
-    def combine(self, grad: Tensor, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
+    def combine(self, grad: Tensor, owned: bool, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
         """Return `scale G + share A' + shift`."""
         weighted = self.core * _spread(share, self.statistics, self.order)
         constant = _spread(shift, self.statistics, self.order).expand_as(weighted.narrow(self.mode, 0, 1))
         factor = self._with(torch.ones_like(self.factor[:, :1]))
-        result = expand(torch.cat([weighted, constant], self.mode), factor, self.mode)
-        result.addcmul_(grad.permute(self.order), _spread(scale, self.statistics, self.order))
+        result = _scaled(grad.permute(self.order), _spread(scale, self.statistics, self.order), owned)
+        add_expanded(result, torch.cat([weighted, constant], self.mode), factor, self.mode)
         return result.permute(_inverse(self.order))
 
     def _with(self, column: Tensor) -> Tensor:
@@ -170,25 +171,29 @@ class StatisticsFactor:
         shape = [grad.shape[axis] for axis in self.statistics]
         return (products[..., :-1] * self.factor).sum(-1).view(shape), products[..., -1].reshape(shape)
 
-    def combine(self, grad: Tensor, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
+    def combine(self, grad: Tensor, owned: bool, scale: Tensor, share: Tensor, shift: Tensor) -> Tensor:
         """Return `scale G + share A' + shift`."""
         samples, before, after = self._sizes
         size = len(self.factor)
         share, shift = share.to(self.factor).view(samples, size, 1), shift.to(self.factor).view(samples, size, 1)
         factor = torch.cat([share * self.factor, shift], 2)
+        result = _scaled(grad.permute(self.order), _spread(scale.to(grad), self.statistics, self.order), owned)
         if after == 1:
-            result = self._core @ factor.transpose(1, 2)
+            self._stack(result).baddbmm_(self._core, factor.transpose(1, 2))
         else:
             # Without a copy where there is one sample, or nothing before.
-            result = factor.unsqueeze(1).expand(-1, before, -1, -1).flatten(0, 1) @ self._core
-        ordered = grad.permute(self.order)
-        result = result.view(ordered.shape).addcmul_(ordered, _spread(scale.to(grad), self.statistics, self.order))
+            self._stack(result).baddbmm_(factor.unsqueeze(1).expand(-1, before, -1, -1).flatten(0, 1), self._core)
         return result.permute(_inverse(self.order))
 
     def _stack(self, x: Tensor) -> Tensor:
         """Return [samples, before, n] where nothing comes after the axis, else [samples before, n, after]."""
         samples, before, after = self._sizes
         return x.reshape(samples, before, -1) if after == 1 else x.reshape(samples * before, -1, after)
+
+
+def _scaled(grad: Tensor, scale: Tensor, owned: bool) -> Tensor:
+    """Return `scale G`, contiguous as G is."""
+    return grad.mul_(scale) if owned else grad * scale
 
 
 def _spread(values: Tensor, statistics: tuple[int, ...], order: tuple[int, ...]) -> Tensor:

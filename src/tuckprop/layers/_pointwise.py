@@ -53,24 +53,25 @@ class Order(NamedTuple):
         """Return the order of a dense tensor."""
         return cls(x.shape, x.stride())
 
-    def arrange(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a gradient's elements in this order, flat, and a new tensor to write the input's gradient to.
+    def arrange(self, grad: Tensor, owned: bool) -> tuple[Tensor, Tensor]:
+        """Return a gradient's elements in this order, flat, and a tensor to write the input's gradient to.
 
-        Where the gradient has to be rearranged, that is done in the new tensor: the two are the same memory then.
+        The two are the same memory where `grad` is owned, or has to be rearranged, which is done in the new tensor.
 
         Args:
             grad: Any strides.
+            owned: Whether `grad` may be overwritten.
 
         Returns:
-            The elements [n], to be read; the new tensor, of `shape` and `stride`.
+            The elements [n], to be read; the tensor, of `shape` and `stride`.
         """
+        if is_dense(grad) and _same_order(grad, self.stride):
+            return flat(grad), grad if owned else torch.empty_like(grad)
         result = torch.empty_strided(self.shape, self.stride, dtype=grad.dtype, device=grad.device)
-        if is_dense(grad) and _same_order(grad, result):
-            return flat(grad), result
         result.copy_(grad)
         return flat(result), result
 
 
-def _same_order(a: Tensor, b: Tensor) -> bool:
-    pairs = zip(a.shape, a.stride(), b.stride(), strict=True)
+def _same_order(x: Tensor, strides: Sequence[int]) -> bool:
+    pairs = zip(x.shape, x.stride(), strides, strict=True)
     return all(size == 1 or one == other for size, one, other in pairs)

@@ -72,7 +72,7 @@ class MaskedDropout(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the exact gradient of the input."""
         (bits,) = ctx.saved_tensors
-        return _masked(grad, bits, ctx.order, ctx.rule.scale(grad.dtype)), None, None
+        return _masked(grad, ctx.owns_gradient, bits, ctx.order, ctx.rule.scale(grad.dtype)), None, None
 
 
 class FusedDropout(torch.autograd.Function):
@@ -93,12 +93,12 @@ class FusedDropout(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the exact gradient of the input."""
         (bits,) = ctx.saved_tensors
-        return _masked(grad, bits, ctx.order, ctx.scale), None
+        return _masked(grad, ctx.owns_gradient, bits, ctx.order, ctx.scale), None
 
 
-def _masked(grad: Tensor, bits: Tensor, order: Order, scale: float) -> Tensor:
+def _masked(grad: Tensor, owned: bool, bits: Tensor, order: Order, scale: float) -> Tensor:
     """Return `grad` times `scale` where the bit is set, times 0 elsewhere: NaN stays NaN, as in PyTorch."""
-    elements, result = order.arrange(grad)
+    elements, result = order.arrange(grad, owned)
     written = flat(result)
     for part, gate in gates(bits, grad.numel(), grad.dtype):
         scaled = torch.mul(elements[part], scale, out=written[part])

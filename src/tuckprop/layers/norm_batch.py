@@ -24,7 +24,7 @@ from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracke
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._one_factor import dense_gradient, one_factor, rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
-from tuckprop.linalg.layout import memory_order
+from tuckprop.linalg.layout import is_dense, memory_order
 
 _aten = torch.ops.aten
 
@@ -82,12 +82,12 @@ class FactoredBatchNorm(torch.autograd.Function):
         mask = list(ctx.needs_input_grad[:3])
         if not tensors:
             invstd = None if ctx.training else (spread + ctx.eps).rsqrt()
-            gradients = _without_input(grad, weight, invstd, mean.dtype, mask)
+            gradients = _without_input(grad, ctx.owns_gradient, weight, invstd, mean.dtype, mask)
         elif (packed := kept(ctx, tensors)) is None:
             gradients = _from_input(ctx, grad, tensors[0], weight, mean, spread, mask)
         else:
             invstd = spread if ctx.training else (spread + ctx.eps).rsqrt()
-            gradients = packed_backward(packed, grad, weight, invstd, ctx.training, mask)
+            gradients = packed_backward(packed, grad, ctx.owns_gradient, weight, invstd, ctx.training, mask)
         return *gradients, *[None] * 6
 
 
@@ -140,14 +140,21 @@ def normalised(x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -
 
 
 def _without_input(
-    grad: Tensor, weight: Tensor | None, invstd: Tensor | None, dtype: torch.dtype, mask: list[bool]
+    grad: Tensor, owned: bool, weight: Tensor | None, invstd: Tensor | None, dtype: torch.dtype, mask: list[bool]
 ) -> Gradients:
     """Return the gradients that need no input: of the bias and, with running statistics, of the input."""
     grad_x = None
+    grad_bias = sum_by_channel(grad, dtype) if mask[2] else None
     if mask[0]:
         assert invstd is not None
-        grad_x = grad * per_channel(invstd if weight is None else weight * invstd, grad)
-    return [grad_x, None, sum_by_channel(grad, dtype) if mask[2] else None]
+        grad_x = _scaled(grad, owned, invstd if weight is None else weight * invstd)
+    return [grad_x, None, grad_bias]
+
+
+def _scaled(grad: Tensor, owned: bool, scale: Tensor) -> Tensor:
+    """Return the gradient times a number a channel, in its own memory if owned."""
+    factor = per_channel(scale, grad)
+    return grad.mul_(factor) if owned and is_dense(grad) else grad * factor
 
 
 def _from_input(
@@ -160,13 +167,20 @@ def _from_input(
 
 
 def packed_backward(
-    packed: Packed, grad: Tensor, weight: Tensor | None, invstd: Tensor, training: bool, mask: list[bool]
+    packed: Packed,
+    grad: Tensor,
+    owned: bool,
+    weight: Tensor | None,
+    invstd: Tensor,
+    training: bool,
+    mask: list[bool],
 ) -> Gradients:
     """Return the gradients from A'.
 
     Args:
         packed: A', shape [b, c, s..].
         grad: G, the same shape.
+        owned: Whether G may be overwritten.
         weight: w [c].
         invstd: r [c].
         training: Whether the statistics are those of the batch.
@@ -175,6 +189,7 @@ def packed_backward(
     Returns:
         The gradients, None where not wanted.
     """
+    owned = owned or not is_dense(grad)
     grad, invstd = dense_gradient(grad), invstd.to(work_dtype(invstd))
     scale = invstd if weight is None else weight * invstd
     form = one_factor(packed, grad, (1,))
@@ -184,9 +199,9 @@ def packed_backward(
     grad_x = None
     if mask[0] and training:
         samples = grad.numel() // grad.shape[1]
-        grad_x = form.combine(grad, scale, -scale * sums / samples, -scale * grad_sum / samples)
+        grad_x = form.combine(grad, owned, scale, -scale * sums / samples, -scale * grad_sum / samples)
     elif mask[0]:
-        grad_x = grad * per_channel(scale, grad)
+        grad_x = _scaled(grad, owned, scale)
     grad_weight = sums.to(weight.dtype) if weight is not None and mask[1] else None
     return [grad_x, grad_weight, grad_sum.to(invstd.dtype) if mask[2] else None]
 

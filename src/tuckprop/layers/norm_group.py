@@ -20,7 +20,7 @@ from tuckprop.layers._normalised import keep, kept, pack_normalised, saves, work
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._one_factor import OneFactor, dense_gradient, one_factor, rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
-from tuckprop.linalg.layout import memory_order
+from tuckprop.linalg.layout import is_dense, memory_order
 
 _aten = torch.ops.aten
 
@@ -63,7 +63,7 @@ class FactoredGroupNorm(torch.autograd.Function):
         elif (packed := kept(ctx, tensors)) is None:
             gradients = native_backward(grad, tensors[0], weight, mean, invstd, ctx.groups, mask)
         else:
-            gradients = packed_backward(packed, grad, weight, invstd, ctx.groups, mask)
+            gradients = packed_backward(packed, grad, ctx.owns_gradient, weight, invstd, ctx.groups, mask)
         return *gradients, *[None] * 3
 
 
@@ -103,13 +103,14 @@ def native_backward(
 
 
 def packed_backward(
-    packed: Packed, grad: Tensor, weight: Tensor | None, invstd: Tensor, groups: int, mask: list[bool]
+    packed: Packed, grad: Tensor, owned: bool, weight: Tensor | None, invstd: Tensor, groups: int, mask: list[bool]
 ) -> Gradients:
     """Return the gradients from A'.
 
     Args:
         packed: A', shape [b, c, s..].
         grad: G, the same shape.
+        owned: Whether G may be overwritten.
         weight: w [c].
         invstd: r [b, g].
         groups: g.
@@ -118,10 +119,11 @@ def packed_backward(
     Returns:
         The gradients, None where not wanted.
     """
+    owned = owned or not is_dense(grad)
     grad = dense_gradient(grad)
     form = one_factor(packed, grad, (0, 1))
     if form is not None:
-        return _gradients_from_sums(form, grad, weight, invstd.to(work_dtype(invstd)), mask)
+        return _gradients_from_sums(form, grad, owned, weight, invstd.to(work_dtype(invstd)), mask)
     x = rebuild(packed, memory_order(grad))
     # A' as an input of mean 0 and deviation 1; the true deviation is multiplied in afterwards.
     mean, ones = torch.zeros_like(invstd), torch.ones_like(invstd)
@@ -138,7 +140,7 @@ def _by_channel(values: Tensor, channels: int) -> Tensor:
 
 
 def _gradients_from_sums(
-    form: OneFactor, grad: Tensor, weight: Tensor | None, invstd: Tensor, mask: list[bool]
+    form: OneFactor, grad: Tensor, owned: bool, weight: Tensor | None, invstd: Tensor, mask: list[bool]
 ) -> Gradients:
     groups, channels = invstd.shape[1], grad.shape[1]
     sums, grad_sums = form.sums(grad)
@@ -152,7 +154,7 @@ def _gradients_from_sums(
 
         scale = _by_channel(invstd, channels)
         grad_x = form.combine(
-            grad, scale if weight is None else scale * weight, minus_mean(sums), minus_mean(grad_sums)
+            grad, owned, scale if weight is None else scale * weight, minus_mean(sums), minus_mean(grad_sums)
         )
     return [grad_x, sums.sum(0) if mask[1] else None, grad_sums.sum(0) if mask[2] else None]
 

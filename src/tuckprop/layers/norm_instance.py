@@ -65,7 +65,7 @@ class FactoredInstanceNorm(torch.autograd.Function):
         elif (packed := kept(ctx, tensors)) is None:
             gradients = native_backward(grad, tensors[0], weight, mean, invstd, grad.shape[1], mask)
         else:
-            gradients = packed_backward(packed, grad, weight, invstd, grad.shape[1], mask)
+            gradients = packed_backward(packed, grad, ctx.owns_gradient, weight, invstd, grad.shape[1], mask)
         return *gradients, *[None] * 5
 
 

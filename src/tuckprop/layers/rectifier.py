@@ -101,7 +101,7 @@ class OneBitGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the exact gradient of the input."""
         (bits,) = ctx.saved_tensors
-        elements, result = ctx.order.arrange(grad)
+        elements, result = ctx.order.arrange(grad, ctx.owns_gradient)
         written = flat(result)
         for part, gate in gates(bits, grad.numel(), grad.dtype):
             ctx.rectifier.backward(elements[part], gate, written[part])

@@ -88,7 +88,7 @@ class FewBitGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient times the level of the derivative."""
         (codes,) = ctx.saved_tensors
-        elements, result = ctx.order.arrange(grad)
+        elements, result = ctx.order.arrange(grad, ctx.owns_gradient)
         written = flat(result)
         for part, levels in ctx.code.decode(codes, grad.numel(), grad.dtype):
             torch.mul(elements[part], levels, out=written[part])

@@ -47,6 +47,20 @@ def expand(core: Tensor, factor: Tensor, mode: int) -> Tensor:
     return mode_product(core, factor.T, mode)
 
 
+def add_expanded(total: Tensor, core: Tensor, factor: Tensor, mode: int) -> None:
+    """Add `expand(core, factor, mode)` to the contiguous tensor `total`, without forming it."""
+    before, size, after = prod(total.shape[:mode]), total.shape[mode], prod(total.shape[mode + 1 :])
+    rank = core.shape[mode]
+    if after == 1:
+        total.view(before, size).addmm_(core.reshape(before, rank), factor.T)
+    elif before == 1:
+        total.view(size, after).addmm_(factor, core.reshape(rank, after))
+    elif before > _FEW and max(size, rank) * after <= _TINY:
+        total.add_(expand(core, factor, mode))
+    else:
+        total.view(before, size, after).baddbmm_(factor.expand(before, -1, -1), core.reshape(before, rank, after))
+
+
 def mode_gram(x: Tensor, mode: int) -> Tensor:
     """Return the Gram matrix of the mode-n unfolding, `A_(n) A_(n)^T`, of shape [n, n].
 
