@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tuckprop.codecs import Packed
 from tuckprop.layers._geometry import Geometry
+from tuckprop.linalg.layout import memory_order
 from tuckprop.linalg.modes import mode_product
 
 # One element moved through memory costs as much as this many operations of a large matrix product (measured on two
@@ -78,7 +79,7 @@ def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     """Return the weight gradient with batch and channel axes at their ranks; `operands` has no spatial factors."""
     core, factors = operands
     if BATCH in factors:
-        grad = mode_product(grad, factors[BATCH], BATCH)
+        grad = _product(grad, factors[BATCH], BATCH)
     if CHANNEL not in factors:
         return dense_route(core, grad, weight, geometry)
     channel_axis = 0 if geometry.transposed else 1
@@ -112,13 +113,13 @@ def factored_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: G
     core, factors = operands
     out_sizes = grad.shape[2:]
     if BATCH in factors:
-        grad = mode_product(grad, factors[BATCH], BATCH)
+        grad = _product(grad, factors[BATCH], BATCH)
     windows = {
         axis: geometry.windows(factors[SPATIAL + axis], axis, size)
         for axis, size in enumerate(out_sizes)
         if SPATIAL + axis in factors
     }
-    summed = _sum_positions(grad.contiguous(), windows)
+    summed = _sum_positions(grad, windows)
     # summed: [b, o, (k r).., ] with (1, m) in place of (k, r) on an axis left whole.
     taps = [windows[a].shape[1] if a in windows else 1 for a in range(len(out_sizes))]
     ranks = [windows[a].shape[2] if a in windows else size for a, size in enumerate(out_sizes)]
@@ -147,12 +148,18 @@ def _sum_positions(grad: Tensor, windows: dict[int, Tensor]) -> Tensor:
         for axis in sorted(windows):
             columns = windows[axis].flatten(1)
             joint = (joint[:, None, :, None] * columns[None, :, None, :]).reshape(len(joint) * len(columns), -1)
-        summed = grad.flatten(SPATIAL) @ joint
+        summed = _product(grad.flatten(SPATIAL), joint, SPATIAL)
         split: Tensor = summed.unflatten(-1, [windows[a].shape[1] * windows[a].shape[2] for a in sorted(windows)])
         return split
     for axis in sorted(windows, key=lambda a: windows[a].shape[1] * windows[a].shape[2] / windows[a].shape[0]):
-        grad = mode_product(grad, windows[axis].flatten(1), SPATIAL + axis)
+        grad = _product(grad, windows[axis].flatten(1), SPATIAL + axis)
     return grad
+
+
+def _product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
+    """Return `mode_product(x, matrix, mode)`, in the memory order of `x`, of which no copy is made."""
+    order = memory_order(x)
+    return mode_product(x.permute(order), matrix, order.index(mode)).permute([order.index(a) for a in range(x.dim())])
 
 
 def _sum_ranks(

@@ -22,6 +22,7 @@ from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
+from tuckprop.linalg.layout import memory_format
 
 # Computes the plain layer's output from input, weight and bias.
 PlainConvolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -42,7 +43,7 @@ class FactoredConvolution(torch.autograd.Function):
     ) -> Tensor:
         """Compute the plain convolution; keep the weight, and `packed` if the weight needs a gradient."""
         ctx.geometry = geometry
-        ctx.shape = x.shape
+        ctx.shape, ctx.format = x.shape, memory_format(x)
         ctx.has_bias = bias is not None
         ctx.packed = None if packed is None else (type(packed), packed.meta)
         ctx.save_for_backward(weight, *(() if packed is None else packed.tensors()))
@@ -62,8 +63,9 @@ class FactoredConvolution(torch.autograd.Function):
         if isinstance(packed, DensePacked) and not ctx.geometry.pads_explicitly:
             mask = (needs_x, True, ctx.has_bias and needs_bias)
             return *_plain_gradients(grad, packed.dense(), weight, ctx.geometry, mask), None, None, None
-        grad_x = input_gradient(grad, weight, ctx.shape, ctx.geometry) if needs_x else None
+        # First, so that what it takes on the way is gone when the input's gradient takes its memory.
         grad_weight = None if packed is None else weight_gradient(packed, grad, weight, ctx.geometry)
+        grad_x = input_gradient(grad, weight, ctx.shape, ctx.geometry, ctx.format) if needs_x else None
         grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1]) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None, None
 
@@ -88,7 +90,9 @@ def _plain_gradients(
     return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True))
 
 
-def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+def input_gradient(
+    grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry, layout: torch.memory_format
+) -> Tensor:
     """Return PyTorch's gradient of a convolution's input.
 
     Args:
@@ -96,6 +100,7 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Ge
         weight: The layer's weight.
         shape: Shape of the input, [b, c, h..].
         geometry: The layer's geometry.
+        layout: Memory format of the input.
 
     Returns:
         Shape `shape`.
@@ -104,7 +109,10 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Ge
     for axis, (before, after) in enumerate(geometry.explicit):
         padded[2 + axis] += before + after
     # Only its shape is read. On a CPU an untouched allocation takes no memory; elsewhere one element stands for all.
-    stand_in = grad.new_empty(padded) if grad.device.type == "cpu" else grad.new_empty(1).expand(padded)
+    if grad.device.type == "cpu":
+        stand_in = torch.empty(padded, dtype=grad.dtype, device=grad.device, memory_format=layout)
+    else:
+        stand_in = grad.new_empty(1).expand(padded)
     grad_x = torch.ops.aten.convolution_backward(
         grad,
         stand_in,

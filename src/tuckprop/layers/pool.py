@@ -20,7 +20,7 @@ from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._pointwise import worth_saving
 from tuckprop.layers._twin import Twin, twin_of
 from tuckprop.linalg.bits import pack_codes, unpack_codes
-from tuckprop.linalg.layout import flat
+from tuckprop.linalg.layout import flat, memory_format
 
 _aten = torch.ops.aten
 _FORWARD = {2: _aten.max_pool2d_with_indices.out, 3: _aten.max_pool3d_with_indices.out}
@@ -29,7 +29,6 @@ _BACKWARD = {
     3: _aten.max_pool3d_with_indices_backward.grad_input,
 }
 _PLAIN: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 # Outputs whose 64-bit indices exist at a time: 2 MiB on a CPU.
 _CPU_OUTPUTS = 1 << 18
@@ -131,7 +130,7 @@ class PositionMaxPool(torch.autograd.Function):
         """Pool [b, c, h..] or [c, h..]; keep the positions."""
         axes = len(window.kernel)
         sizes = tuple(x.shape[-axes:])
-        ctx.format = _memory_format(x, axes)
+        ctx.format = memory_format(x) if x.dim() == axes + 2 else torch.contiguous_format
         x = x.contiguous(memory_format=ctx.format)
         y = x.new_empty((*x.shape[:-axes], *window.outputs(sizes))).contiguous(memory_format=ctx.format)
         inputs, outputs = _planes(x, axes, ctx.format), _planes(y, axes, ctx.format)
@@ -174,14 +173,6 @@ class PositionMaxPool(torch.autograd.Function):
             # PyTorch asks for the input too, but reads its shape alone: the gradient itself stands in for it.
             _BACKWARD[axes](grads[part], results[part], *window, indices.add_(bases), grad_input=results[part])
         return result, None
-
-
-def _memory_format(x: Tensor, axes: int) -> torch.memory_format:
-    """Return the memory format that PyTorch's pools give their output."""
-    if x.dim() != axes + 2 or x.is_contiguous():
-        return torch.contiguous_format
-    last = _CHANNELS_LAST[axes]
-    return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 def _keeps_position(x: Tensor, window: Window) -> bool:

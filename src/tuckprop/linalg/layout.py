@@ -1,6 +1,9 @@
 """How a tensor lies in memory: whoever works in that order needs no copy of a channels-last tensor."""
 
+import torch
 from torch import Tensor
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_dense(x: Tensor) -> bool:
@@ -17,6 +20,14 @@ def is_dense(x: Tensor) -> bool:
 def flat(x: Tensor) -> Tensor:
     """Return a view [n] of a dense tensor, in the order of its memory."""
     return x.as_strided((x.numel(),), (1,))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Return the memory format that PyTorch's kernels give what they compute from `x`."""
+    last = _CHANNELS_LAST.get(x.dim())
+    if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:
