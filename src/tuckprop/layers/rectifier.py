@@ -2,7 +2,8 @@
 
 Covers ReLU, ReLU6, Hardtanh, LeakyReLU, Threshold, Hardsigmoid, Hardshrink and Softshrink. The bit is where PyTorch's
 own derivative is not zero, asked of PyTorch itself, so that NaN and the edges fall on the same side. Forward and bits
-are made in one pass over the input, slab by slab; backward reads the gradient and the bits, and writes.
+are made in one pass over the input, slab by slab, or by a native kernel; backward reads the gradient and the bits, and
+writes.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuckprop import native
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._pointwise import Order, worth_saving, worth_saving_in_place
 from tuckprop.layers._twin import Twin, twin_of
@@ -32,12 +34,14 @@ class Rectifier:
         slope: Writes a number (first argument) times PyTorch's derivative at the second argument into the third.
         low: Slope where the bit is not set, or None for no gradient at all, not even NaN of an infinite one.
         high: Slope where it is set, or None for 1.
+        bounds: Lower and upper bound (None for none) of a function that clamps; native kernels serve those.
     """
 
     run: Callable[[Tensor, Tensor], object]
     slope: Callable[[Tensor, Tensor, Tensor], object]
     low: float | None = None
     high: float | None = None
+    bounds: tuple[float, float | None] | None = None
 
     def flag_type(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type of the flags of elements of type `dtype`."""
@@ -86,7 +90,11 @@ class OneBitGradient(torch.autograd.Function):
         def write(part: slice, flags: Tensor) -> None:
             rectifier.forward(elements[part], results[part], flags)
 
-        bits = collect_flags(write, x.numel(), rectifier.flag_type(x.dtype), x.device)
+        ctx.native = rectifier.bounds is not None and native.serves(x)
+        if rectifier.bounds is not None and ctx.native:
+            bits = native.clamp(elements, results, *rectifier.bounds)
+        else:
+            bits = collect_flags(write, x.numel(), rectifier.flag_type(x.dtype), x.device)
         ctx.rectifier, ctx.order = rectifier, Order.of(source)
         ctx.save_for_backward(bits)
         if not in_place:
@@ -103,6 +111,9 @@ class OneBitGradient(torch.autograd.Function):
         (bits,) = ctx.saved_tensors
         elements, result = ctx.order.arrange(grad, ctx.owns_gradient)
         written = flat(result)
+        if ctx.native:
+            native.gate(elements, bits, written)
+            return result, None, None
         for part, gate in gates(bits, grad.numel(), grad.dtype):
             ctx.rectifier.backward(elements[part], gate, written[part])
         return result, None, None
@@ -133,7 +144,9 @@ def _threshold(threshold: float, value: float) -> Rectifier:
 
 @lru_cache(maxsize=256)
 def _hardtanh(low: float, high: float) -> Rectifier:
-    return Rectifier(_into(_aten.hardtanh.out, low, high), _slope(_aten.hardtanh_backward.grad_input, low, high))
+    return Rectifier(
+        _into(_aten.hardtanh.out, low, high), _slope(_aten.hardtanh_backward.grad_input, low, high), bounds=(low, high)
+    )
 
 
 @lru_cache(maxsize=256)
@@ -157,7 +170,9 @@ def _hardsigmoid(dtype: torch.dtype) -> Rectifier:
     return Rectifier(_into(_aten.hardsigmoid.out), _slope(_aten.hardsigmoid_backward.grad_input), high=float(high))
 
 
-_RELU = _ReLU(lambda x, out: torch.clamp_min(x, 0, out=out), _slope(_aten.threshold_backward.grad_input, 0))
+_RELU = _ReLU(
+    lambda x, out: torch.clamp_min(x, 0, out=out), _slope(_aten.threshold_backward.grad_input, 0), bounds=(0.0, None)
+)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -89,9 +89,7 @@ class FewBitGradient(torch.autograd.Function):
         """Return the gradient times the level of the derivative."""
         (codes,) = ctx.saved_tensors
         elements, result = ctx.order.arrange(grad, ctx.owns_gradient)
-        written = flat(result)
-        for part, levels in ctx.code.decode(codes, grad.numel(), grad.dtype):
-            torch.mul(elements[part], levels, out=written[part])
+        ctx.code.multiply(elements, codes, flat(result))
         return result, None, None, None
 
 

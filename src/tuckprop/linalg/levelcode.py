@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tuckprop import native
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.bits import CODE_BITS, code_slabs, join_codes, packed_bytes, split_codes
 from tuckprop.linalg.piecewise import Levels
@@ -19,7 +20,7 @@ from tuckprop.linalg.piecewise import Levels
 CELLS = 256
 
 # Zero belongs to the cell below it, as the derivative of ELU and SELU at zero is the one on the left.
-_JUST_BELOW = 2.0**-16
+_MIDDLE = CELLS / 2 - 2.0**-16
 
 # A row of levels is read as one number of its size, where there is one: that takes half the time.
 _WHOLE_ROWS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
@@ -60,12 +61,16 @@ class LevelCode:
         reach: Beyond -reach and reach, the levels of the outermost cells hold.
         pairs: Codes of a pair of cells, by one + 256 * the other, uint8 [65536]; none if the cell is the code.
         levels: float64 [2 ** bits].
+        codes: uint8 [256], the code of each cell.
+        rounded: `levels` in float32.
     """
 
     bits: int
     reach: float
     pairs: Tensor | None
     levels: Tensor
+    codes: Tensor
+    rounded: Tensor
 
     @classmethod
     def of(cls, levels: Levels, bits: int, device: torch.device) -> "LevelCode":
@@ -80,9 +85,12 @@ class LevelCode:
                 f"{len(levels.levels)} levels and {len(levels.code)} cells"
             )
         if bits == 8:
-            return cls(bits, levels.reach, None, levels.levels[levels.code].to(device))
+            by_cell = levels.levels[levels.code].to(device)
+            return cls(bits, levels.reach, None, by_cell, torch.arange(CELLS).to(torch.uint8), by_cell.float())
         pairs = levels.code[None, :] + (levels.code[:, None] << bits)
-        return cls(bits, levels.reach, pairs.reshape(-1).to(device, torch.uint8), levels.levels.to(device))
+        found = levels.levels.to(device)
+        pairs = pairs.reshape(-1).to(device, torch.uint8)
+        return cls(bits, levels.reach, pairs, found, levels.code.to("cpu", torch.uint8), found.float())
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the packed codes of `x`.
@@ -93,6 +101,8 @@ class LevelCode:
         Returns:
             uint8 [ceil(n * bits / 8)].
         """
+        if native.serves(x):
+            return native.encode(x, self.codes, self.bits, self.reach, _MIDDLE)
         packed = torch.empty(packed_bytes(x.numel(), self.bits), dtype=torch.uint8, device=x.device)
         work = _Work.empty(x.device)
         for part, place in code_slabs(x.numel(), self.bits, x.device):
@@ -112,7 +122,7 @@ class LevelCode:
     def _cells(self, x: Tensor, work: "_Work") -> Tensor:
         """Return the cell of each element, uint8, in the first of `work.cells`."""
         width = 2 * self.reach / CELLS
-        offset = torch.full((), CELLS / 2 - _JUST_BELOW, dtype=torch.float32, device=x.device)
+        offset = torch.full((), _MIDDLE, dtype=torch.float32, device=x.device)
         inside = work.inside[: len(x)]
         if x.dtype == inside.dtype:
             # The half cell keeps the upper end in the last cell.
@@ -122,6 +132,20 @@ class LevelCode:
         torch.add(offset, inside, alpha=1 / width, out=inside)
         # By way of int16, because there is no fast way from a floating type to uint8.
         return work.cells[: len(x)].copy_(work.whole[: len(x)].copy_(inside))
+
+    def multiply(self, grad: Tensor, packed: Tensor, out: Tensor) -> None:
+        """Write `grad` times the levels into `out`.
+
+        Args:
+            grad: Floating [n], contiguous.
+            packed: What `encode` returned for n elements.
+            out: Like `grad`; may be `grad`.
+        """
+        if native.serves(grad):
+            native.scale(grad, packed, self.rounded, self.bits, out)
+            return
+        for part, levels in self.decode(packed, grad.numel(), grad.dtype):
+            torch.mul(grad[part], levels, out=out[part])
 
     def decode(self, packed: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield slab after slab of levels.

@@ -1,0 +1,106 @@
+/* Passes over large float32 tensors that PyTorch's operations take several of. Plain C, for the compiler to vectorise.
+ *
+ * Flags lie in blocks of 512 elements and 64 bytes: bit j of byte i is element 64 j + i of the block. What is left
+ * beyond the last whole block has bit k % 8 of byte k / 8 for its element k. Outputs may be the inputs' memory. */
+
+#include <stdint.h>
+#include <string.h>
+
+typedef int64_t Size;
+
+enum { LANES = 64, BLOCK = 8 * LANES, BLOCKS = 32, ELEMENTS = BLOCK * BLOCKS };
+
+static Size least(Size a, Size b) { return a < b ? a : b; }
+
+/* VALUE and FLAG are expressions of the element v and of low and high. NaN stays NaN; its flag is what PyTorch's
+ * vectorised derivatives have: set by ReLU, not by Hardtanh. */
+#define RECTIFIER(NAME, VALUE, FLAG)                                                                         \
+  static void NAME##_part(const float *x, float *y, uint8_t *bits, Size count, float low, float high) {      \
+    (void)high;                                                                                              \
+    for (; count >= BLOCK; count -= BLOCK, x += BLOCK, y += BLOCK, bits += LANES) {                          \
+      uint8_t flags[LANES] = {0};                                                                            \
+      for (int j = 0; j < 8; j++)                                                                            \
+        _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++) {                                               \
+          const float v = x[LANES * j + i];                                                                  \
+          flags[i] |= (uint8_t)((FLAG) << j);                                                                \
+          y[LANES * j + i] = (VALUE);                                                                        \
+        }                                                                                                    \
+      memcpy(bits, flags, LANES);                                                                            \
+    }                                                                                                        \
+    memset(bits, 0, (count + 7) / 8);                                                                        \
+    for (Size k = 0; k < count; k++) {                                                                       \
+      const float v = x[k];                                                                                  \
+      bits[k / 8] |= (uint8_t)((FLAG) << k % 8);                                                             \
+      y[k] = (VALUE);                                                                                        \
+    }                                                                                                        \
+  }                                                                                                          \
+  void NAME(const float *x, float *y, uint8_t *bits, Size count, float low, float high) {                    \
+    _Pragma("omp parallel for schedule(static) if (count > 2 * ELEMENTS)")                                   \
+    for (Size start = 0; start < count; start += ELEMENTS)                                                   \
+      NAME##_part(x + start, y + start, bits + start / 8, least(count - start, ELEMENTS), low, high);        \
+  }
+
+RECTIFIER(clamp_below, v < low ? low : v, !(v <= low))
+RECTIFIER(clamp_both, v < low ? low : v > high ? high : v, (v > low) & (v < high))
+
+static void gate_part(const uint32_t *grad, uint32_t *out, const uint8_t *bits, Size count) {
+  for (; count >= BLOCK; count -= BLOCK, grad += BLOCK, out += BLOCK, bits += LANES)
+    for (int j = 0; j < 8; j++)
+      _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++)
+        out[LANES * j + i] = grad[LANES * j + i] & -(uint32_t)(bits[i] >> j & 1);
+  for (Size k = 0; k < count; k++) out[k] = grad[k] & -(uint32_t)(bits[k / 8] >> k % 8 & 1);
+}
+
+/* out = grad where the flag is set, else 0. */
+void gate(const uint32_t *grad, uint32_t *out, const uint8_t *bits, Size count) {
+#pragma omp parallel for schedule(static) if (count > 2 * ELEMENTS)
+  for (Size start = 0; start < count; start += ELEMENTS)
+    gate_part(grad + start, out + start, bits + start / 8, least(count - start, ELEMENTS));
+}
+
+static void encode_part(const float *x, uint8_t *packed, Size count, const uint8_t *codes, int bits, float reach,
+                        float scale, float offset) {
+  const int held = 8 / bits;
+  const float last = reach - 0.5f / scale;
+  for (; count > 0; count -= BLOCK, x += BLOCK, packed += BLOCK / held) {
+    const int now = (int)least(count, BLOCK);
+    uint8_t cells[BLOCK] = {0};
+    for (int i = 0; i < now; i++) {
+      const float v = x[i] < -reach ? -reach : x[i] > last ? last : x[i];
+      cells[i] = (uint8_t)(int32_t)(v * scale + offset);
+    }
+    if (bits == 4) {
+      for (int i = 0; i < (now + 1) / 2; i++) packed[i] = (uint8_t)(codes[cells[2 * i]] | codes[cells[2 * i + 1]] << 4);
+      continue;
+    }
+    memset(packed, 0, (now + held - 1) / held);
+    for (int i = 0; i < now; i++) packed[i / held] |= (uint8_t)(codes[cells[i]] << i % held * bits);
+  }
+}
+
+/* packed = codes[cell of x], `bits` bits each, the first in the lowest; the cells cut -reach..reach into 256. */
+void encode(const float *x, uint8_t *packed, Size count, const uint8_t *codes, int bits, float reach, float scale,
+            float offset) {
+#pragma omp parallel for schedule(static) if (count > 2 * ELEMENTS)
+  for (Size start = 0; start < count; start += ELEMENTS)
+    encode_part(x + start, packed + start * bits / 8, least(count - start, ELEMENTS), codes, bits, reach, scale, offset);
+}
+
+static void scale_part(const float *grad, float *out, const uint8_t *packed, Size count, const float *levels, int bits) {
+  const int held = 8 / bits, mask = (1 << bits) - 1;
+  Size i = 0;
+  if (bits == 4)
+    for (; i + 2 <= count; i += 2) {
+      const uint8_t pair = packed[i / 2];
+      out[i] = grad[i] * levels[pair & 15];
+      out[i + 1] = grad[i + 1] * levels[pair >> 4];
+    }
+  for (; i < count; i++) out[i] = grad[i] * levels[packed[i / held] >> i % held * bits & mask];
+}
+
+/* out = grad * levels[code]. */
+void scale(const float *grad, float *out, const uint8_t *packed, Size count, const float *levels, int bits) {
+#pragma omp parallel for schedule(static) if (count > 2 * ELEMENTS)
+  for (Size start = 0; start < count; start += ELEMENTS)
+    scale_part(grad + start, out + start, packed + start * bits / 8, least(count - start, ELEMENTS), levels, bits);
+}
