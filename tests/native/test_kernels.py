@@ -63,6 +63,22 @@ MODULES = [
 ]  # fmt: skip
 
 
+@needs_compiler
+@given(data=st.data())
+def test_pool(data: st.DataObject) -> None:
+    kernel = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
+    padding = tuple(data.draw(st.integers(0, k // 2)) for k in kernel)
+    dilation = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    stride = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
+    module = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=data.draw(st.booleans()))
+    shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(8, 20), st.integers(9, 40)))
+    x = torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(1)).float()  # With many equals.
+    if data.draw(st.booleans()):
+        x[x == 3] = torch.nan
+        x[x == -3] = -torch.inf
+    assert_same_step(module, x)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("module", MODULES, ids=repr)
 @pytest.mark.parametrize("shape", [(7,), (3, 5, 31, 33), (2, 64, 40, 40)])

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuckprop import native
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._pointwise import worth_saving
 from tuckprop.layers._twin import Twin, twin_of
@@ -97,6 +98,16 @@ def _bases(window: Window, sizes: Sequence[int], device: torch.device) -> Tensor
     return base
 
 
+def _counts_taps(window: Window, sizes: Sequence[int]) -> bool:
+    """Say whether the distances of a plane's windows are those of the taps, one by one, so that their numbers agree."""
+    if len(sizes) != 2 or prod(window.kernel) > 255:
+        return False
+    rows, columns = [[t * d for t in range(k)] for k, d in zip(window.kernel, window.dilation, strict=True)]
+    return _offsets(window.kernel, window.dilation, tuple(sizes)) == tuple(
+        row * sizes[1] + column for row in rows for column in columns
+    )
+
+
 def _bits_for(count: int) -> int:
     """Return how many bits, of 1, 2, 4 and 8, hold a number below `count`."""
     return next(bits for bits in (1, 2, 4, 8) if count <= 1 << bits)
@@ -135,10 +146,16 @@ class PositionMaxPool(torch.autograd.Function):
         y = x.new_empty((*x.shape[:-axes], *window.outputs(sizes))).contiguous(memory_format=ctx.format)
         inputs, outputs = _planes(x, axes, ctx.format), _planes(y, axes, ctx.format)
         offsets = _offsets(window.kernel, window.dilation, sizes)
+        ctx.window, ctx.shape, ctx.offsets = window, x.shape, offsets
+        positions = torch.empty(y.numel(), dtype=torch.uint8, device=x.device)
+        ctx.native = ctx.format == torch.contiguous_format and native.serves(x) and _counts_taps(window, sizes)
+        if ctx.native:
+            native.max_pool(x, y, positions, window[:4])
+            ctx.save_for_backward(pack_codes(positions, _bits_for(len(offsets))))
+            return y
         numbers = torch.zeros(offsets[-1] + 1, dtype=torch.uint8)
         numbers[list(offsets)] = torch.arange(len(offsets)).to(torch.uint8)
         numbers, bases = numbers.to(x.device), _bases(window, sizes, x.device)
-        positions = torch.empty(y.numel(), dtype=torch.uint8, device=x.device)
         done = 0
         for part in _chunks(outputs):
             indices = torch.empty_like(outputs[part], dtype=torch.int64)
@@ -148,7 +165,6 @@ class PositionMaxPool(torch.autograd.Function):
                 distances.clamp_(0, offsets[-1])
             torch.index_select(numbers, 0, distances, out=positions[done : done + len(distances)])
             done += len(distances)
-        ctx.window, ctx.shape, ctx.offsets = window, x.shape, offsets
         ctx.save_for_backward(pack_codes(positions, _bits_for(len(offsets))))
         return y
 
@@ -161,6 +177,9 @@ class PositionMaxPool(torch.autograd.Function):
         grad = grad.contiguous(memory_format=ctx.format)
         result = grad.new_empty(ctx.shape).contiguous(memory_format=ctx.format)
         positions = unpack_codes(packed, _bits_for(len(ctx.offsets)), grad.numel())
+        if ctx.native:
+            native.max_unpool(grad, positions, result, window[:4])
+            return result, None
         offsets = torch.tensor(ctx.offsets, dtype=torch.int64, device=grad.device)
         bases = _bases(window, ctx.shape[-axes:], grad.device)
         grads, results = _planes(grad, axes, ctx.format), _planes(result, axes, ctx.format)
@@ -183,6 +202,8 @@ def _keeps_position(x: Tensor, window: Window) -> bool:
     sizes = tuple(x.shape[-axes:])
     if min(window.stride) < 1 or min(window.outputs(sizes)) < 1:
         return False
+    if any(2 * p > (k - 1) * d + 1 for k, p, d in zip(window.kernel, window.padding, window.dilation, strict=True)):
+        return False  # PyTorch refuses windows in nothing but padding.
     return len(_offsets(window.kernel, window.dilation, sizes)) <= 256
 
 

@@ -4,6 +4,7 @@ They are compiled on first use, in a second, where there is a C compiler, and se
 not serve, PyTorch's operations compute the same: nothing depends on them but time.
 """
 
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gate": (c_void_p, c_void_p, c_void_p, c_int64),
     "encode": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_float, c_float, c_float),
     "scale": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int),
+    "max_pool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
+    "max_unpool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
 }
 
 
@@ -95,4 +98,33 @@ def scale(grad: Tensor, packed: Tensor, levels: Tensor, bits: int, out: Tensor) 
     _kernel("scale")(grad.data_ptr(), out.data_ptr(), packed.data_ptr(), grad.numel(), levels.data_ptr(), bits)
 
 
-__all__ = ["clamp", "encode", "gate", "scale", "serves"]
+def max_pool(x: Tensor, y: Tensor, taps: Tensor, window: Sequence[Sequence[int]]) -> None:
+    """Write the largest element of each window into `y` and the number of its tap into `taps`.
+
+    Args:
+        x: float32 [.., h, v], contiguous.
+        y: float32 [.., m, n], contiguous.
+        taps: uint8, as many; the first of equals, the last NaN, taps counted row by row, at most 255 of them.
+        window: Kernel, stride, padding and dilation, each for rows and columns; every window meets the plane.
+    """
+    _kernel("max_pool")(x.data_ptr(), y.data_ptr(), taps.data_ptr(), *_window(x, y, window))
+
+
+def max_unpool(grad: Tensor, taps: Tensor, out: Tensor, window: Sequence[Sequence[int]]) -> None:
+    """Write the sum of the gradients of the outputs that an element is the largest of, or zero, into `out`.
+
+    Args:
+        grad: float32 [.., m, n], contiguous.
+        taps: From `max_pool`.
+        out: float32 [.., h, v], contiguous.
+        window: As there.
+    """
+    _kernel("max_unpool")(grad.data_ptr(), taps.data_ptr(), out.data_ptr(), *_window(out, grad, window))
+
+
+def _window(x: Tensor, y: Tensor, window: Sequence[Sequence[int]]) -> tuple[int, Any]:
+    sizes = [*x.shape[-2:], *y.shape[-2:], *[number for pair in window for number in pair]]
+    return x.numel() // (x.shape[-1] * x.shape[-2]), (c_int64 * 12)(*sizes)
+
+
+__all__ = ["clamp", "encode", "gate", "max_pool", "max_unpool", "scale", "serves"]

@@ -104,3 +104,60 @@ void scale(const float *grad, float *out, const uint8_t *packed, Size count, con
   for (Size start = 0; start < count; start += ELEMENTS)
     scale_part(grad + start, out + start, packed + start * bits / 8, least(count - start, ELEMENTS), levels, bits);
 }
+
+/* Sizes, per axis (rows, columns): of the plane, of the output, of the window, and its stride, padding, dilation. */
+typedef struct {
+  Size plane[2], output[2], kernel[2], stride[2], padding[2], dilation[2];
+} Window;
+
+static Size up(Size a, Size b) { return a <= 0 ? 0 : (a + b - 1) / b; }
+
+static inline __attribute__((always_inline)) void pool_row(const float *x, float *y, uint8_t *taps, Size from, Size to,
+                                                           Size stride, uint8_t tap) {
+  for (Size m = from; m < to; m++) {
+    const float v = x[m * stride];
+    const int better = (v > y[m]) | (v != v) | (taps[m] == UINT8_MAX);
+    y[m] = better ? v : y[m];
+    taps[m] = better ? tap : taps[m];
+  }
+}
+
+/* Per output the largest element of its window, the first of equals, the last NaN, and the number of its tap. */
+void max_pool(const float *x, float *y, uint8_t *taps, Size planes, const Window *w) {
+  const Size in = w->plane[0] * w->plane[1], columns = w->output[1], out = w->output[0] * columns;
+#pragma omp parallel for schedule(static) if (planes * in > ELEMENTS)
+  for (Size row = 0; row < planes * w->output[0]; row++) {
+    const Size plane = row / w->output[0], top = row % w->output[0] * w->stride[0] - w->padding[0];
+    const Size first = plane * out + row % w->output[0] * columns;
+    memset(taps + first, UINT8_MAX, columns);
+    for (Size i = 0; i < w->kernel[0]; i++) {
+      const Size h = top + i * w->dilation[0];
+      if (h < 0 || h >= w->plane[0]) continue;
+      for (Size j = 0; j < w->kernel[1]; j++) {
+        const Size shift = j * w->dilation[1] - w->padding[1], stride = w->stride[1];
+        const Size from = up(-shift, stride), to = least(columns, up(w->plane[1] - shift, stride));
+        const float *source = x + plane * in + h * w->plane[1] + shift;
+        const uint8_t tap = (uint8_t)(i * w->kernel[1] + j);
+        if (stride == 1) pool_row(source, y + first, taps + first, from, to, 1, tap);
+        else if (stride == 2) pool_row(source, y + first, taps + first, from, to, 2, tap);
+        else pool_row(source, y + first, taps + first, from, to, stride, tap);
+      }
+    }
+  }
+}
+
+/* The gradient of each output, added to the element that its tap names. */
+void max_unpool(const float *grad, const uint8_t *taps, float *out, Size planes, const Window *w) {
+  const Size in = w->plane[0] * w->plane[1], outputs = w->output[0] * w->output[1];
+#pragma omp parallel for schedule(static) if (planes * in > ELEMENTS)
+  for (Size plane = 0; plane < planes; plane++) {
+    float *target = out + plane * in;
+    memset(target, 0, in * sizeof(float));
+    for (Size m = 0; m < outputs; m++) {
+      const Size tap = taps[plane * outputs + m];
+      const Size h = m / w->output[1] * w->stride[0] - w->padding[0] + tap / w->kernel[1] * w->dilation[0];
+      const Size v = m % w->output[1] * w->stride[1] - w->padding[1] + tap % w->kernel[1] * w->dilation[1];
+      target[h * w->plane[1] + v] += grad[plane * outputs + m];
+    }
+  }
+}
