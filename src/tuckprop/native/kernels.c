@@ -3,6 +3,7 @@
  * Flags lie in blocks of 512 elements and 64 bytes: bit j of byte i is element 64 j + i of the block. What is left
  * beyond the last whole block has bit k % 8 of byte k / 8 for its element k. Outputs may be the inputs' memory. */
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -112,52 +113,70 @@ typedef struct {
 
 static Size up(Size a, Size b) { return a <= 0 ? 0 : (a + b - 1) / b; }
 
-static inline __attribute__((always_inline)) void pool_row(const float *x, float *y, uint8_t *taps, Size from, Size to,
-                                                           Size stride, uint8_t tap) {
+static inline __attribute__((always_inline)) void pool_row(const float *x, float *best, int32_t *taps, Size from, Size to,
+                                                           Size stride, int32_t tap) {
+#pragma GCC ivdep
   for (Size m = from; m < to; m++) {
     const float v = x[m * stride];
-    const int better = (v > y[m]) | (v != v) | (taps[m] == UINT8_MAX);
-    y[m] = better ? v : y[m];
+    const int better = (v > best[m]) | (v != v);
+    best[m] = better ? v : best[m];
     taps[m] = better ? tap : taps[m];
   }
 }
 
+enum { COLUMNS = 256 };
+
+/* The outputs start..stop of one row, of which the window's rows from `top` on are in the plane, if between its ends. */
+static void pool_part(const float *x, float *y, uint8_t *out, Size top, Size start, Size stop, const Window *w) {
+  float best[COLUMNS];
+  int32_t taps[COLUMNS];
+  const Size stride = w->stride[1], step = w->dilation[1], rows = top < 0 ? up(-top, w->dilation[0]) : 0;
+  for (Size m = start; m < stop; m++) {  /* The first tap inside counts, whatever it holds. */
+    const Size left = m * stride - w->padding[1];
+    best[m - start] = -INFINITY;
+    taps[m - start] = (int32_t)(rows * w->kernel[1] + (left < 0 ? up(-left, step) : 0));
+  }
+  for (Size i = rows; i < w->kernel[0] && top + i * w->dilation[0] < w->plane[0]; i++)
+    for (Size j = 0; j < w->kernel[1]; j++) {
+      const Size shift = j * step - w->padding[1];
+      const Size from = up(-shift, stride) - start, to = least(stop, up(w->plane[1] - shift, stride)) - start;
+      const float *source = x + (top + i * w->dilation[0]) * w->plane[1] + shift + start * stride;
+      const int32_t tap = (int32_t)(i * w->kernel[1] + j);
+      if (stride == 1) pool_row(source, best, taps, from < 0 ? 0 : from, to, 1, tap);
+      else if (stride == 2) pool_row(source, best, taps, from < 0 ? 0 : from, to, 2, tap);
+      else pool_row(source, best, taps, from < 0 ? 0 : from, to, stride, tap);
+    }
+  for (Size m = start; m < stop; m++) y[m] = best[m - start];
+  for (Size m = start; m < stop; m++) out[m] = (uint8_t)taps[m - start];
+}
+
 /* Per output the largest element of its window, the first of equals, the last NaN, and the number of its tap. */
 void max_pool(const float *x, float *y, uint8_t *taps, Size planes, const Window *w) {
-  const Size in = w->plane[0] * w->plane[1], columns = w->output[1], out = w->output[0] * columns;
+  const Size in = w->plane[0] * w->plane[1], columns = w->output[1];
 #pragma omp parallel for schedule(static) if (planes * in > ELEMENTS)
   for (Size row = 0; row < planes * w->output[0]; row++) {
     const Size plane = row / w->output[0], top = row % w->output[0] * w->stride[0] - w->padding[0];
-    const Size first = plane * out + row % w->output[0] * columns;
-    memset(taps + first, UINT8_MAX, columns);
-    for (Size i = 0; i < w->kernel[0]; i++) {
-      const Size h = top + i * w->dilation[0];
-      if (h < 0 || h >= w->plane[0]) continue;
-      for (Size j = 0; j < w->kernel[1]; j++) {
-        const Size shift = j * w->dilation[1] - w->padding[1], stride = w->stride[1];
-        const Size from = up(-shift, stride), to = least(columns, up(w->plane[1] - shift, stride));
-        const float *source = x + plane * in + h * w->plane[1] + shift;
-        const uint8_t tap = (uint8_t)(i * w->kernel[1] + j);
-        if (stride == 1) pool_row(source, y + first, taps + first, from, to, 1, tap);
-        else if (stride == 2) pool_row(source, y + first, taps + first, from, to, 2, tap);
-        else pool_row(source, y + first, taps + first, from, to, stride, tap);
-      }
-    }
+    for (Size start = 0; start < columns; start += COLUMNS)
+      pool_part(x + plane * in, y + row * columns, taps + row * columns, top, start, least(columns, start + COLUMNS), w);
   }
 }
 
 /* The gradient of each output, added to the element that its tap names. */
 void max_unpool(const float *grad, const uint8_t *taps, float *out, Size planes, const Window *w) {
   const Size in = w->plane[0] * w->plane[1], outputs = w->output[0] * w->output[1];
+  Size distance[UINT8_MAX + 1];
+  for (Size i = 0; i < w->kernel[0]; i++)
+    for (Size j = 0; j < w->kernel[1]; j++)
+      distance[i * w->kernel[1] + j] =
+          (i * w->dilation[0] - w->padding[0]) * w->plane[1] + j * w->dilation[1] - w->padding[1];
 #pragma omp parallel for schedule(static) if (planes * in > ELEMENTS)
   for (Size plane = 0; plane < planes; plane++) {
     float *target = out + plane * in;
     memset(target, 0, in * sizeof(float));
-    for (Size m = 0; m < outputs; m++) {
-      const Size tap = taps[plane * outputs + m];
-      const Size h = m / w->output[1] * w->stride[0] - w->padding[0] + tap / w->kernel[1] * w->dilation[0];
-      const Size v = m % w->output[1] * w->stride[1] - w->padding[1] + tap % w->kernel[1] * w->dilation[1];
-      target[h * w->plane[1] + v] += grad[plane * outputs + m];
-    }
+    const float *g = grad + plane * outputs;
+    const uint8_t *tap = taps + plane * outputs;
+    for (Size row = 0; row < w->output[0]; row++)
+      for (Size m = 0; m < w->output[1]; m++)
+        target[(row * w->stride[0]) * w->plane[1] + m * w->stride[1] + distance[*tap++]] += *g++;
   }
 }
