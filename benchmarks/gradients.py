@@ -68,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console(width=140)
     for network in options.networks:
-        plain = Training(network, "plain", torch.device("cpu"), options.weights)
+        plain = Training(NETWORKS[network], "plain", torch.device("cpu"), options.weights)
         served = list(
             batches(NETWORKS[network], options.data, options.data_path, options.train + 1, torch.device("cpu"))
         )
@@ -84,7 +84,7 @@ def main() -> None:
         for method in options.methods:
             plain.model.load_state_dict(state)
             arm = copy.copy(plain)
-            arm.model = METHODS[method].prepare(copy.deepcopy(plain.model))
+            arm.model = METHODS[method].prepare(copy.deepcopy(plain.model), plain.network.last)
             columns[method] = gradients(arm, *served[-1])
         rows = {**dict(sorted(kinds.items())), "all in one vector": list(exact)}
         for label, names in rows.items():
