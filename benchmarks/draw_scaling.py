@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter, StrMethodFormatter
 
 from tuckprop.report.plot import save_plot
 from tuckprop.report.style import COLOURS, MARKERS
@@ -75,11 +75,12 @@ def draw(records: list[dict[str, Any]]) -> Figure:
             _dress(axes, sorted({r[name] for r in on_axis}))
     panels[0, 0].set_ylabel(f"step time / {methods[0]}", fontsize=7)
     panels[1, 0].set_ylabel("held for backward, MB", fontsize=7)
-    panels[1, 0].yaxis.set_major_formatter(ScalarFormatter())
+    panels[1, 0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    figure.align_ylabels()
     handles, labels = panels[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=6.5, frameon=False)
     first = records[0]
-    figure.suptitle(f"{first['network']}, {first['device']}, {first['threads']} threads", fontsize=7.5)
+    figure.suptitle(f"{first['network']}, {first['device']}, threads: {first['threads']}", fontsize=7.5)
     return figure
 
 

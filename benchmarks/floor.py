@@ -8,8 +8,8 @@ large square matrix product in the type of the operation, and a large copy, read
 Three times come of it. Arithmetic is FLOPs over the rate of products; movement is bytes over the rate of the copy. The
 floor is the sum over operations of the larger of the two: an operation can hide its movement behind its arithmetic, but
 operations follow one another. Only a fused kernel, or a cache that holds a result for the next operation, goes below
-it. Each method has a floor of its own; the last column divides by that of the first method. Step times are measured as in
-speed.py.
+it. Each method has a floor of its own; the last column divides by that of the first method. Step times are measured as
+in speed.py.
 """
 
 import time

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py --data-path PATH --weights mcunet.safetensors --out scaling.jsonl
     python benchmarks/draw_scaling.py scaling.jsonl --out FIGURE
 
-One network; one of the three grows, the other two are as in arms.py. Every point is a comparison as in speed.py: steps in
-turns, ratios to plain turn by turn, the memory of a step. A point that all three lines go through is measured once.
+One network; one of the three grows, the other two are as in arms.py. Every point is a comparison as in speed.py: steps
+in turns, ratios to plain turn by turn, the memory of a step. A point that several lines go through is measured once.
 """
 
 from dataclasses import dataclass, replace
@@ -50,18 +50,26 @@ def points(options: Options) -> dict[Network, list[str]]:
     return found
 
 
+def layers(network: Network) -> int:
+    """Return how many layers there are to count from the last."""
+    model = build(network.name, classes=10)
+    names, (final,) = choose_sites(model), choose_sites(model, last=1)
+    kind = type(model.get_submodule(final))
+    return sum(isinstance(model.get_submodule(name), kind) for name in names[: names.index(final) + 1])
+
+
 def main() -> None:
     """Compare the methods at every point, write the records as they come, and print one table."""
     options = tyro.cli(Options)
     console = Console(width=140)
-    layers = len(choose_sites(build(NETWORKS[options.network].name, classes=10)))
+    every = layers(NETWORKS[options.network])
     table = Table(
         "batch", "resolution", "layers", "method", "step, s", "ratio to plain, paired", "quartiles", "held, MB",
         "peak, MB", title=options.network,
     )  # fmt: skip
     variants = points(options)
     for number, (network, axes) in enumerate(variants.items(), 1):
-        trained = layers if network.last is None else network.last
+        trained = every if network.last is None else network.last
         place = {"batch": network.batch, "resolution": network.resolution, "layers": trained}
         console.print(f"{number} of {len(variants)}: {place}", highlight=False)
         for method, result in compare(options, network, options.methods).items():
