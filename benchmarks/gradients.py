@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from arms import METHODS, NETWORKS, Training, batches
+from environment import environment, in_words
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ def main() -> None:
                 cells.append(f"{statistics.median(cosines):.4f} ({min(cosines):.3f})")
             table.add_row(label, str(len(names)), *cells)
         console.print(table)
-        console.print(f"torch {torch.__version__}, {options.train} plain steps before", highlight=False)
+        console.print(f"{options.train} plain steps before; {in_words(environment())}", highlight=False)
 
 
 if __name__ == "__main__":

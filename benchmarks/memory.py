@@ -76,7 +76,8 @@ def run(options: Options, network: str, method: str) -> dict[str, object]:
     command += ["--return-freed"] if options.return_freed else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"network": network, "method": method, "error": done.stderr.strip().splitlines()[-1]}
+        error = {"network": network, "method": method, "error": done.stderr.strip().splitlines()[-1]}
+        return error | environment(options.device, options.threads)
     result: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
