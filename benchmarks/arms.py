@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import tuckprop
+from tuckprop.codecs import Codec
 from tuckprop.data import load
 from tuckprop.zoo import build, load_weights
 
@@ -25,13 +26,19 @@ class Network:
         batch: Images a step.
         resolution: Pixels a side.
         frozen_statistics: Batch norm in eval mode.
+        last: Train the last so many convolutions (Linear layers in a transformer) and freeze what comes before; None
+            trains all.
     """
 
     name: str
     batch: int = 32
     resolution: int = 128
     frozen_statistics: bool = False
+    last: int | None = None
 
+
+# Decides initial weights, the images and their order.
+SEED = 0
 
 NETWORKS = {
     "mcunet": Network("mcunet"),
@@ -43,7 +50,14 @@ NETWORKS = {
 }
 
 
-def _checkpointed(model: nn.Module) -> nn.Module:
+def _plain(model: nn.Module, last: int | None) -> nn.Module:
+    if last is not None:
+        tuckprop.freeze(model, last=last)
+    return model
+
+
+def _checkpointed(model: nn.Module, last: int | None) -> nn.Module:
+    _plain(model, last)
     if hasattr(model, "set_grad_checkpointing"):
         model.set_grad_checkpointing(True)
         return model
@@ -52,8 +66,13 @@ def _checkpointed(model: nn.Module) -> nn.Module:
     return model
 
 
-def _as_it_is(model: nn.Module) -> nn.Module:
-    return model
+def _channels_last(model: nn.Module, last: int | None) -> nn.Module:
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _plain(model, last)
+
+
+def _converted(codec: Codec) -> Callable[[nn.Module, int | None], nn.Module]:
+    return lambda model, last: tuckprop.convert(model, codec, last=last)
 
 
 def _bfloat16() -> AbstractContextManager[object]:
@@ -62,21 +81,29 @@ def _bfloat16() -> AbstractContextManager[object]:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train: what is done to the model once, and around each forward."""
+    """A way to train.
 
-    prepare: Callable[[nn.Module], nn.Module] = _as_it_is
+    Attributes:
+        prepare: Is done once to the model, which trains its last so many layers, or all.
+        around_forward: Is entered around each forward.
+        layout: Memory format of the images.
+    """
+
+    prepare: Callable[[nn.Module, int | None], nn.Module] = _plain
     around_forward: Callable[[], AbstractContextManager[object]] = nullcontext
+    layout: torch.memory_format = torch.contiguous_format
 
 
 METHODS = {
     "plain": Method(),
+    "plain-channels-last": Method(_channels_last, layout=torch.channels_last),
     "checkpoint": Method(_checkpointed),
     "bf16": Method(around_forward=_bfloat16),
-    "dense": Method(lambda model: tuckprop.convert(model, tuckprop.Dense())),
-    "hosvd-0.8": Method(lambda model: tuckprop.convert(model, tuckprop.HOSVD(0.8))),
-    "svd-0.8": Method(lambda model: tuckprop.convert(model, tuckprop.SVD(0.8))),
-    "asi": Method(lambda model: tuckprop.convert(model, tuckprop.ASI())),
-    "subspace-0.8": Method(lambda model: tuckprop.convert(model, tuckprop.Subspace(0.8))),
+    "dense": Method(_converted(tuckprop.Dense())),
+    "hosvd-0.8": Method(_converted(tuckprop.HOSVD(0.8))),
+    "svd-0.8": Method(_converted(tuckprop.SVD(0.8))),
+    "asi": Method(_converted(tuckprop.ASI())),
+    "subspace-0.8": Method(_converted(tuckprop.Subspace(0.8))),
 }
 
 
@@ -84,17 +111,18 @@ class Training:
     """One network under one method, ready to step.
 
     Args:
-        network: A key of `NETWORKS`.
+        network: What to train, one of `NETWORKS` or a variant of one.
         method: A key of `METHODS`.
         device: Where to train.
         weights: Weights for MCUNet, or None for random ones.
     """
 
-    def __init__(self, network: str, method: str, device: torch.device, weights: Path | None = None) -> None:
-        torch.manual_seed(0)
-        self.network = NETWORKS[network]
+    def __init__(self, network: Network, method: str, device: torch.device, weights: Path | None = None) -> None:
+        torch.manual_seed(SEED)
+        self.network = network
+        self.device = device
         model = build(self.network.name, classes=10)
-        if weights is not None and network == "mcunet":
+        if weights is not None and network.name == "mcunet":
             load_weights(model, weights)
         model.train()
         if self.network.frozen_statistics:
@@ -102,8 +130,12 @@ class Training:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         self.method = METHODS[method]
-        self.model = self.method.prepare(model.to(device))
+        self.model = self.method.prepare(model.to(device), network.last)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.005)
+
+    def take(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the batch where and laid out as the method wants it; this is no part of a step."""
+        return images.to(self.device, memory_format=self.method.layout), labels.to(self.device)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run the forward; images [batch, 3, height, width], labels [batch]."""
@@ -125,8 +157,8 @@ def batches(
     images = count * network.batch
     images += -images % 10
     loaded = load(
-        data, path, seed=0, batch_size=network.batch, resolution=network.resolution, train_size=images, val_size=100
+        data, path, seed=SEED, batch_size=network.batch, resolution=network.resolution, train_size=images, val_size=100
     )
-    for number, (x, y) in enumerate(loaded.train.serve(loaded.train.shuffled(0, 0))):
+    for number, (x, y) in enumerate(loaded.train.serve(loaded.train.shuffled(SEED, 0))):
         if number < count:
             yield x.to(device), y.to(device)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from arms import SEED
+from environment import environment, in_words
 
 from tuckprop.layers.smooth import Smooth, level_code
 from tuckprop.linalg.bits import collect_flags, gates, pack_codes, pack_flags, unpack_codes, unpack_flags
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     device, n = torch.device(arguments.device), arguments.elements
+    torch.manual_seed(SEED)
     x = torch.randn(n, device=device)
     grad, out = torch.randn_like(x), torch.empty_like(x)
     flags = x > 0
@@ -75,7 +78,7 @@ def main() -> None:
 
         runs.append((f"{bits}-bit slope of GELU, from float32", 4, lambda c=code: c.encode(x)))
         runs.append((f"gradient through {bits}-bit slope, float32", 4, multiply))
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {n} elements")
+    print(f"{n} elements; {in_words(environment(device))}")
     reference = 0.0
     for name, size, run in runs:
         speed = n * size / seconds(run, arguments.repeats, device) / 1e9

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 import tyro
+from environment import environment, in_words
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -109,7 +110,10 @@ def main() -> None:
                 f"{min(cosines):.5f}",
             )
     Console(width=120).print(table)
-    print(f"torch {torch.__version__}, depth {options.depth}, {options.epochs} epochs, {options.seeds} seeds")
+    where = in_words(environment(seed=1))
+    print(
+        f"depth {options.depth}, {options.epochs} epochs, {options.seeds} seeds, of which the first is below; {where}"
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from arms import METHODS, NETWORKS, Training, batches
+from environment import environment, in_words
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console(width=140)
     for network in options.networks:
-        plain = Training(network, "plain", torch.device("cpu"), options.weights)
+        plain = Training(NETWORKS[network], "plain", torch.device("cpu"), options.weights)
         served = list(
             batches(NETWORKS[network], options.data, options.data_path, options.train + 1, torch.device("cpu"))
         )
@@ -84,7 +85,7 @@ def main() -> None:
         for method in options.methods:
             plain.model.load_state_dict(state)
             arm = copy.copy(plain)
-            arm.model = METHODS[method].prepare(copy.deepcopy(plain.model))
+            arm.model = METHODS[method].prepare(copy.deepcopy(plain.model), plain.network.last)
             columns[method] = gradients(arm, *served[-1])
         rows = {**dict(sorted(kinds.items())), "all in one vector": list(exact)}
         for label, names in rows.items():
@@ -101,7 +102,7 @@ def main() -> None:
                 cells.append(f"{statistics.median(cosines):.4f} ({min(cosines):.3f})")
             table.add_row(label, str(len(names)), *cells)
         console.print(table)
-        console.print(f"torch {torch.__version__}, {options.train} plain steps before", highlight=False)
+        console.print(f"{options.train} plain steps before; {in_words(environment())}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """The largest batch that trains under a hard memory limit, by bisection, one process a try.
 
-    python benchmarks/largest_batch.py --data-path PATH --weights mcunet.safetensors --limit-mb 512
+    python benchmarks/largest_batch.py --data-path PATH --weights mcunet.safetensors --limit-mb 512 --markdown
 
-The limit is RLIMIT_DATA (the process's own writable memory), set over what the process has when model, libraries and a
-few images are in place; an allocation beyond it fails, and with it the training step.
+The limit is RLIMIT_DATA (the process's own writable memory), set over what the process has when the model is in place
+and has trained on two images; an allocation beyond it fails, and with it the training step. A try that fails without
+saying that memory was short is made again without a limit: only if it succeeds there, memory was the reason. If not, the
+benchmark ends with what the try wrote to stderr.
 """
 
+import ctypes
+import json
 import resource
 import subprocess
 import sys
@@ -15,8 +19,17 @@ from pathlib import Path
 import torch
 import tyro
 from arms import NETWORKS, Training, batches
+from environment import environment, in_words
 from rich.console import Console
 from rich.table import Table
+
+# What allocators say. oneDNN says only "could not create a primitive", which has other reasons too.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "std::bad_alloc",
+    "MemoryError",
+    "Cannot allocate memory",
+)
 
 
 @dataclass(frozen=True)
@@ -41,70 +54,138 @@ class Options:
     """Training steps that must succeed."""
     threads: int = 2
     """CPU threads."""
+    timeout: float = 1800
+    """Seconds after which a try is an error."""
+    markdown: bool = False
+    """Print the table as Markdown."""
+    out: Path | None = None
+    """Add records to this JSONL file."""
     child: tuple[str, ...] = ()
-    """Internal: try this network, method and batch in this process."""
+    """Internal: try this network, method and batch in this process, under this many bytes or none."""
+
+
+@dataclass(frozen=True)
+class Largest:
+    """What the search found.
+
+    Attributes:
+        batch: Largest that fits, to one part in sixteen; 0 if one image does not.
+        capped: No larger one was tried, as the options say.
+    """
+
+    batch: int
+    capped: bool
+
+    def __str__(self) -> str:
+        return f"{self.batch}{'+' if self.capped else ''}"
 
 
 def data_bytes() -> int:
     """Return the writable memory of this process as RLIMIT_DATA counts it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmData")
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmData:")[2].split()[0]) * 1024
 
 
 def attempt(options: Options) -> None:
-    """Train under the limit in this process; fails where memory does."""
-    network, method, batch = options.child[0], options.child[1], int(options.child[2])
+    """Train in this process, under a limit if one is given; fails where memory does."""
+    network, method, batch, *limited = options.child
     torch.set_num_threads(options.threads)
     device = torch.device("cpu")
-    training = Training(network, method, device, options.weights)
-    one = replace(NETWORKS[network], batch=10)
-    (images, labels), *_ = batches(one, options.data, options.data_path, 1, device)
-    training.step(images, labels)  # Threads and libraries take their memory now.
-    limit = data_bytes() + options.limit_mb * 10**6
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    repeats = -(-batch // len(images))
-    images, labels = images.repeat(repeats, 1, 1, 1)[:batch], labels.repeat(repeats)[:batch]
+    training = Training(NETWORKS[network], method, device, options.weights)
+    few = replace(NETWORKS[network], batch=10)
+    images, labels = next(iter(batches(few, options.data, options.data_path, 1, device)))
+    training.step(*training.take(images[:2], labels[:2]))  # Threads and libraries take their memory now.
+    ctypes.CDLL(None).malloc_trim(0)  # What that step has freed must not serve the next.
+    for extra in limited:
+        limit = data_bytes() + int(extra)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    chosen = torch.arange(int(batch)) % len(images)
+    taken = training.take(images[chosen], labels[chosen])
+    del images, labels
     for _ in range(options.steps):
-        training.step(images, labels)
+        training.step(*taken)
+
+
+def run(options: Options, *child: str) -> subprocess.CompletedProcess[str]:
+    """Make a try in a fresh process."""
+    command = [sys.executable, __file__, "--child", *child]
+    for name in ("data", "data_path", "weights", "steps", "threads"):
+        if getattr(options, name) is not None:
+            command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=options.timeout)
 
 
 def fits(options: Options, network: str, method: str, batch: int) -> bool:
-    """Say whether a fresh process gets through."""
-    command = [sys.executable, __file__, "--child", network, method, str(batch)]
-    for name in ("data", "data_path", "weights", "limit_mb", "steps", "threads"):
-        if getattr(options, name) is not None:
-            command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and "memory" not in done.stderr.lower() and "alloc" not in done.stderr.lower():
-        raise RuntimeError(f"{network}, {method}, batch {batch}: {done.stderr.strip()[-2000:]}")
-    return done.returncode == 0
+    """Say whether a fresh process gets through.
+
+    Raises:
+        RuntimeError: It fails, and not for want of memory.
+    """
+    limited = run(options, network, method, str(batch), str(options.limit_mb * 10**6))
+    if limited.returncode == 0:
+        return True
+    if any(text in limited.stderr for text in _OUT_OF_MEMORY):
+        return False
+    free = run(options, network, method, str(batch))
+    if free.returncode == 0:
+        return False
+    raise RuntimeError(
+        f"{network}, {method}, batch {batch}: the try ended with status {free.returncode}, without a limit too; "
+        f"its stderr ends with:\n{free.stderr.strip()[-4000:]}"
+    )
 
 
-def largest(options: Options, network: str, method: str) -> int:
-    """Return the largest batch that fits, to one part in sixteen, or 0."""
+def largest(options: Options, network: str, method: str) -> Largest:
+    """Search by doubling and then by halves."""
     low, high = 0, 1
-    while high <= options.most and fits(options, network, method, high):
-        low, high = high, high * 2
+    while fits(options, network, method, high):
+        if high == options.most:
+            return Largest(high, capped=True)
+        low, high = high, min(2 * high, options.most)
     while high - low > max(1, low // 16):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(options, network, method, middle) else (low, middle)
-    return low
+    return Largest(low, capped=False)
+
+
+def show(options: Options, rows: dict[str, dict[str, Largest]]) -> None:
+    """Print the table."""
+    title = f"largest batch within {options.limit_mb} MB beyond the model's own"
+    where = in_words(environment("cpu", options.threads))
+    if options.markdown:
+        print(f"| network | {' | '.join(options.methods)} |")
+        print(f"| --- |{' ---: |' * len(options.methods)}")
+        for network, found in rows.items():
+            print(f"| {network} | {' | '.join(map(str, found.values()))} |")
+        print(f"\n{title[:1].upper()}{title[1:]}; {where}.")
+        return
+    table = Table("network", *options.methods, title=title)
+    for network, found in rows.items():
+        table.add_row(network, *map(str, found.values()))
+    console = Console(width=140)
+    console.print(table)
+    console.print(where, highlight=False)
 
 
 def main() -> None:
-    """Search for every network and method and print the table."""
+    """Search for every network and method, write the records as they come, and print the table."""
     options = tyro.cli(Options)
     if options.child:
         attempt(options)
         return
-    table = Table(
-        "network", *options.methods, title=f"largest batch within {options.limit_mb} MB beyond the model's own"
-    )
+    rows: dict[str, dict[str, Largest]] = {}
     for network in options.networks:
-        table.add_row(network, *(str(largest(options, network, method)) for method in options.methods))
-    Console(width=140).print(table)
+        for method in options.methods:
+            found = largest(options, network, method)
+            rows.setdefault(network, {})[method] = found
+            if options.out is not None:
+                record = {
+                    "network": network, "method": method, "resolution": NETWORKS[network].resolution,
+                    "limit_mb": options.limit_mb, "steps": options.steps, "batch": found.batch, "capped": found.capped,
+                }  # fmt: skip
+                with options.out.open("a") as out:
+                    out.write(json.dumps(record | environment("cpu", options.threads)) + "\n")
+    show(options, rows)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,18 @@ import json
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import tyro
 from arms import NETWORKS, Training, batches
+from environment import environment, in_words
 from rich.console import Console
 from rich.table import Table
+from step_memory import step_memory
 
-from tuckprop.memory import census, return_freed_memory
+from tuckprop.memory import return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,6 @@ class Options:
     """Internal: measure this network and method in this process."""
 
 
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
 def measure(options: Options) -> dict[str, object]:
     """Train a few steps in this process and return what they took, in bytes."""
     network, method = options.child
@@ -66,22 +61,10 @@ def measure(options: Options) -> dict[str, object]:
     if options.return_freed and not return_freed_memory():
         raise RuntimeError("--return-freed: this C library is not glibc")
     device = torch.device(options.device)
-    pairs = list(batches(NETWORKS[network], options.data, options.data_path, 1, device))
-    training = Training(network, method, device, options.weights)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        start = torch.cuda.memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Forget the peak of loading.
-        start = _status("VmRSS")
-    for _ in range(options.steps):
-        training.step(*pairs[0])
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
-    with census(training.model) as counted:
-        loss = training.loss(*pairs[0])
-        held = counted.held_bytes
-    del loss
-    return {"network": network, "method": method, "held": held, "peak": peak - start, "torch": torch.__version__}
+    served = next(iter(batches(NETWORKS[network], options.data, options.data_path, 1, device)))
+    training = Training(NETWORKS[network], method, device, options.weights)
+    found = step_memory(training, *training.take(*served), options.steps)
+    return {"network": network, "method": method, **asdict(found), **environment(device)}
 
 
 def run(options: Options, network: str, method: str) -> dict[str, object]:
@@ -93,7 +76,8 @@ def run(options: Options, network: str, method: str) -> dict[str, object]:
     command += ["--return-freed"] if options.return_freed else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"network": network, "method": method, "error": done.stderr.strip().splitlines()[-1]}
+        error = {"network": network, "method": method, "error": done.stderr.strip().splitlines()[-1]}
+        return error | environment(options.device, options.threads)
     result: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
@@ -131,6 +115,7 @@ def main() -> None:
                 f"{peak / first[1]:.2f}",
             )
         console.print(table)
+    console.print(in_words(environment(options.device, options.threads)), highlight=False)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+from arms import SEED
+from environment import environment, in_words
 from torch import Tensor, nn
 
 from tuckprop.codecs import Dense
@@ -84,9 +86,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
+    torch.manual_seed(SEED)
     x = torch.randn(SHAPE)
     size = f"{list(SHAPE)} float32, {x.nbytes / 2**20:.0f} MiB"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {size}")
+    print(f"{size}; {in_words(environment())}")
     heads = f"{'plain saves':>14s} {'twin saves':>10s} {'plain ms':>9s} {'twin ms':>9s}"
     print(f"{'layer':28s} {heads}   ratio: best, median (fwd, bwd)")
     for layer in LAYERS:
