@@ -26,6 +26,7 @@ class Network:
         batch: Images a step.
         resolution: Pixels a side.
         frozen_statistics: Batch norm in eval mode.
+        layout: Memory format of model and images.
         last: Train the last so many convolutions (Linear layers in a transformer) and freeze what comes before; None
             trains all.
     """
@@ -34,6 +35,7 @@ class Network:
     batch: int = 32
     resolution: int = 128
     frozen_statistics: bool = False
+    layout: torch.memory_format = torch.contiguous_format
     last: int | None = None
 
 
@@ -42,6 +44,7 @@ SEED = 0
 
 NETWORKS = {
     "mcunet": Network("mcunet"),
+    "mcunet-channels-last": Network("mcunet", layout=torch.channels_last),
     "mobilenetv2": Network("timm:mobilenetv2_100"),
     "mobilenetv2-eval-bn": Network("timm:mobilenetv2_100", frozen_statistics=True),
     "resnet18": Network("timm:resnet18"),
@@ -66,11 +69,6 @@ def _checkpointed(model: nn.Module, last: int | None) -> nn.Module:
     return model
 
 
-def _channels_last(model: nn.Module, last: int | None) -> nn.Module:
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _plain(model, last)
-
-
 def _converted(codec: Codec) -> Callable[[nn.Module, int | None], nn.Module]:
     return lambda model, last: tuckprop.convert(model, codec, last=last)
 
@@ -86,17 +84,17 @@ class Method:
     Attributes:
         prepare: Is done once to the model, which trains its last so many layers, or all.
         around_forward: Is entered around each forward.
-        layout: Memory format of the images.
+        layout: Memory format of model and images, or None for the network's.
     """
 
     prepare: Callable[[nn.Module, int | None], nn.Module] = _plain
     around_forward: Callable[[], AbstractContextManager[object]] = nullcontext
-    layout: torch.memory_format = torch.contiguous_format
+    layout: torch.memory_format | None = None
 
 
 METHODS = {
     "plain": Method(),
-    "plain-channels-last": Method(_channels_last, layout=torch.channels_last),
+    "plain-channels-last": Method(layout=torch.channels_last),
     "checkpoint": Method(_checkpointed),
     "bf16": Method(around_forward=_bfloat16),
     "dense": Method(_converted(tuckprop.Dense())),
@@ -130,12 +128,14 @@ class Training:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         self.method = METHODS[method]
-        self.model = self.method.prepare(model.to(device), network.last)
+        self.layout = self.method.layout or network.layout
+        model.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.model = self.method.prepare(model, network.last)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.005)
 
     def take(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the batch where and laid out as the method wants it; this is no part of a step."""
-        return images.to(self.device, memory_format=self.method.layout), labels.to(self.device)
+        return images.to(self.device, memory_format=self.layout), labels.to(self.device)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run the forward; images [batch, 3, height, width], labels [batch]."""

@@ -4,8 +4,8 @@
 
 The limit is RLIMIT_DATA (the process's own writable memory), set over what the process has when the model is in place
 and has trained on two images; an allocation beyond it fails, and with it the training step. A try that fails without
-saying that memory was short is made again without a limit: only if it succeeds there, memory was the reason. If not, the
-benchmark ends with what the try wrote to stderr.
+saying that memory was short is made again without a limit: only if it succeeds there, memory was the reason. If not,
+the benchmark ends with what the try wrote to stderr.
 """
 
 import ctypes

@@ -15,6 +15,8 @@ from arms import Network, Training, batches
 from environment import environment
 from step_memory import StepMemory, step_memory
 
+from tuckprop.memory import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -34,6 +36,8 @@ class Settings:
     """cpu or cuda."""
     threads: int = 2
     """CPU threads."""
+    keep_freed: bool = False
+    """Let every method keep freed memory for its next tensors (tuckprop.memory.keep_freed_memory)."""
     out: Path | None = None
     """Add records to this JSONL file."""
 
@@ -117,6 +121,7 @@ def write_record(settings: Settings, record: dict[str, object]) -> None:
     if settings.out is None:
         return
     with settings.out.open("a") as out:
+        record = record | {"keep_freed": settings.keep_freed}
         out.write(json.dumps(record | environment(settings.device, settings.threads)) + "\n")
 
 
@@ -127,6 +132,8 @@ def _work(connection: Connection, settings: Settings, network: Network, method: 
     caches, as it is in a training run.
     """
     torch.set_num_threads(settings.threads)
+    if settings.keep_freed and not keep_freed_memory():
+        raise RuntimeError("--keep-freed: this C library is not glibc")
     training = Training(network, method, torch.device(settings.device), settings.weights)
     if (first := connection.recv()) is None:
         return
