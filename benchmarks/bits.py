@@ -3,18 +3,21 @@
     OMP_NUM_THREADS=2 python benchmarks/bits.py [--elements 12582912] [--repeats 15] [--device cuda]
 
 "source" is what is packed from, or what is unpacked to: bools, bytes, or float32. All memory is there beforehand except
-what a function makes by itself; the copy goes to memory that is there. The best of the repeats counts.
+what a function makes by itself; the copy goes to memory that is there. The best of the repeats counts. With
+TUCKPROP_NATIVE=0 in the environment, PyTorch's operations do what native kernels do otherwise.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from arms import SEED
 from environment import environment, in_words
 
+from tuckprop import native
 from tuckprop.layers.smooth import Smooth, level_code
 from tuckprop.linalg.bits import collect_flags, gates, pack_codes, pack_flags, unpack_codes, unpack_flags
 
@@ -49,7 +52,19 @@ def main() -> None:
     copied = torch.empty_like(flags)
     packed_flags = pack_flags(flags)
 
+    compiled = native.serves(x)
+
+    def rectify() -> object:
+        if compiled:
+            return native.clamp(x, out, 0.0, None)
+        return collect_flags(lambda p, f: f.copy_(torch.clamp_min(x[p], 0, out=out[p])), n, torch.bool, device)
+
+    clamped = rectify()
+
     def pass_on() -> None:
+        if compiled:
+            native.gate(grad, clamped, out)  # type: ignore[arg-type]
+            return
         for part, gate in gates(packed_flags, n, torch.float32):
             torch.ops.aten.threshold_backward.grad_input(grad[part], gate, 0, grad_input=out[part])
 
@@ -65,20 +80,23 @@ def main() -> None:
         runs.append((f"{bits}-bit codes, to bytes", 1, lambda p=packed, b=bits: unpack_codes(p, b, n)))
     runs += [
         ("copy of float32", 4, lambda: out.copy_(x)),
-        ("flags x != 0, from float32", 4, lambda: collect_flags(lambda p, f: f.copy_(x[p]), n, torch.bool, device)),
+        ("ReLU alone, float32", 4, lambda: torch.clamp_min(x, 0, out=out)),
+        ("ReLU and its flags, float32", 4, rectify),
+        (
+            "PyTorch's gradient of ReLU, float32",
+            4,
+            lambda: torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=out),
+        ),
         ("gradient through flags, float32", 4, pass_on),
     ]
     for bits in (1, 2, 4, 8):
         code = level_code(Smooth(F.gelu), bits, device)
         packed = code.encode(x)
 
-        def multiply(code: object = code, packed: torch.Tensor = packed) -> None:
-            for part, levels in code.decode(packed, n, torch.float32):  # type: ignore[attr-defined]
-                torch.mul(grad[part], levels, out=out[part])
-
         runs.append((f"{bits}-bit slope of GELU, from float32", 4, lambda c=code: c.encode(x)))
+        multiply = partial(code.multiply, grad, packed, out)
         runs.append((f"gradient through {bits}-bit slope, float32", 4, multiply))
-    print(f"{n} elements; {in_words(environment(device))}")
+    print(f"{n} elements; native kernels: {'yes' if compiled else 'no'}; {in_words(environment(device))}")
     reference = 0.0
     for name, size, run in runs:
         speed = n * size / seconds(run, arguments.repeats, device) / 1e9

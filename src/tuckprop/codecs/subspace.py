@@ -9,12 +9,13 @@ from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
 from tuckprop.codecs._tucker import Parts, in_memory_order, in_order
+from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
-from tuckprop.linalg.iteration import leading_subspace
 from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.remembered import Remembered, remembering, remembering_within
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import modes_worth_factoring, project
 
@@ -41,6 +42,7 @@ class Bases:
 
     Attributes:
         factors: Axis to basis [n, k]; replaced, never changed in place, as a graph may still hold them.
+        shares: Axis to the share of the energy along each vector [k], of this activation and earlier ones.
         ranks: Rank of every axis but the batch, also of axes left whole.
         lost: Share of the energy that was lost when the bases were computed.
         age: Activations packed with them since.
@@ -50,6 +52,7 @@ class Bases:
     """
 
     factors: dict[int, Tensor]
+    shares: dict[int, Tensor]
     ranks: dict[int, int]
     lost: float
     age: int = 0
@@ -80,24 +83,45 @@ class SubspaceTracker:
 
     def compress(self, x: Tensor) -> Packed:
         """Return core and factors of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
+        if self._leaves_whole(x):
+            return DensePacked(x)
         return in_memory_order(x, working_dtype(x.dtype, self.epsilon), self._factor)
 
     def compress_standardised(self, source: Standardised) -> Packed:
-        """Return core and factors of `source.dense()`, which is formed only where bases are computed anew."""
+        """Return core and factors of `source.dense()`, which is formed only where bases are computed anew.
+
+        What is left whole is kept as `source.x`.
+        """
+        if self._leaves_whole(source.x):
+            return DensePacked(source.x)
         if source.x.dtype != working_dtype(source.x.dtype, self.epsilon) or not is_dense(source.x):
             return self.compress(source.dense())
         order = memory_order(source.x)
         return in_order(self._factor(source.permute(order), order), order, source.x.dtype)
 
+    def _leaves_whole(self, x: Tensor) -> bool:
+        """Say whether nothing is known to save bytes here until the horizon; if so, this is one more use."""
+        key = tuple(x.shape[1:])
+        known = self.bases.get(key)
+        if known is None or known.factors or known.batch_pays or known.age >= self.horizon:
+            return False
+        self.uses += 1
+        self.bases[key] = replace(known, age=known.age + 1)
+        return True
+
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""
         for key, known in self.bases.items():
-            self.bases[key] = replace(known, factors={axis: function(basis) for axis, basis in known.factors.items()})
+            factors, shares = (
+                {axis: function(part) for axis, part in parts.items()} for parts in (known.factors, known.shares)
+            )
+            self.bases[key] = replace(known, factors=factors, shares=shares)
 
     def state(self) -> dict[str, Any]:
         """Return the bases and the counts, for a checkpoint."""
         bases = [
-            {"size": list(key), **asdict(replace(known, factors={})), "factors": dict(known.factors)}
+            {"size": list(key), **asdict(replace(known, factors={}, shares={}))}
+            | {"factors": dict(known.factors), "shares": dict(known.shares)}
             for key, known in self.bases.items()
         ]
         bases = [entry | {"whole": sorted(entry["whole"])} for entry in bases]
@@ -156,17 +180,17 @@ class SubspaceTracker:
 
     def _refresh(self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None) -> tuple[Bases, Tensor]:
         self.refreshes += 1
-        before = {} if known is None else known.factors
         misses, whole = self._learn(known)
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
-        bases = {mode: self._basis(y, mode, energy, before.get(order[mode])) for mode in modes}
-        ranks = [bases[m].shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
-        factors = {mode: bases[mode] for mode in modes_worth_factoring(y.shape, ranks)}
+        bases = {mode: self._basis(y, mode, energy, _before(known, order[mode])) for mode in modes}
+        ranks = [bases[m].basis.shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
+        factors = {mode: bases[mode].basis for mode in modes_worth_factoring(y.shape, ranks)}
         core = project(y, factors)
         lost = max(0.0, 1 - _energy(core) / energy) if energy else 0.0
         by_axis = {order[mode]: basis for mode, basis in factors.items()}
+        shares = {order[mode]: bases[mode].shares for mode in factors}
         counted = {axis: 0 if axis in whole else ranks[mode] for mode, axis in enumerate(order) if axis != 0}
-        return Bases(by_axis, counted, lost, misses=misses, whole=whole), core
+        return Bases(by_axis, shares, counted, lost, misses=misses, whole=whole), core
 
     def _learn(self, known: Bases | None) -> tuple[int, frozenset[int]]:
         """Return misses in a row and axes to leave whole, now that these bases have to be replaced."""
@@ -178,15 +202,26 @@ class SubspaceTracker:
             return known.misses + 1, known.whole
         return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
 
-    def _basis(self, y: Tensor, mode: int, energy: float, known: Tensor | None) -> Tensor:
+    def _basis(self, y: Tensor, mode: int, energy: float, before: Remembered | None) -> Remembered:
         """Return a basis of one mode that keeps `epsilon` of the energy: turned from the known one, or a new one."""
         size = y.shape[mode]
-        if energy and size > _WIDE and (known is None or known.shape[1] < size // 8):
-            found = leading_subspace(y, mode, self.epsilon, energy, known)
-            if found is not None:
-                return found
+        found = None
+        if energy and self.epsilon < 1:
+            if size > _WIDE and (before is None or before.basis.shape[1] < size // 8):
+                found = remembering_within(y, mode, self.epsilon, energy, before)
+            if found is None and size * size <= y.numel():
+                found = remembering(y, mode, self.epsilon, energy, before)
+        if found is not None:
+            return found
         exact = spectrum(y, mode, self.epsilon)
-        return exact.leading(int(exact.rank))
+        rank = int(exact.rank)
+        return Remembered(exact.leading(rank), exact.energies[:rank].clamp_min(0) / (energy or 1.0))
+
+
+def _before(known: Bases | None, axis: int) -> Remembered | None:
+    if known is None or axis not in known.factors:
+        return None
+    return Remembered(known.factors[axis], known.shares[axis])
 
 
 def _like(y: Tensor | Standardised) -> Tensor:

@@ -5,11 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.basis import eigh
-from tuckprop.linalg.modes import mode_gram, mode_product
-
-# Random columns beside the known ones: room for a subspace to turn and to grow.
-_EXTRA = 8
+from tuckprop.linalg.modes import mode_product
 
 
 def gram_times(x: Tensor, basis: Tensor, mode: int) -> Tensor:
@@ -43,35 +39,3 @@ def iterate(x: Tensor, basis: Tensor, mode: int) -> Tensor:
     scale = stepped.abs().amax().clamp_min(torch.finfo(stepped.dtype).tiny)
     moved: Tensor = torch.linalg.qr(stepped / scale).Q
     return moved.contiguous()
-
-
-def leading_subspace(x: Tensor, mode: int, epsilon: float, energy: float, start: Tensor | None) -> Tensor | None:
-    """Return an orthonormal basis that keeps a share `epsilon` of the energy, found by block subspace iteration.
-
-    The block is what was known, and a few random columns; two steps and a rotation to the block's own principal axes
-    follow. The energy that the basis keeps is measured, not estimated; its rank may exceed the least by a little.
-
-    Args:
-        x: Shape [n_1, ..., n_d], contiguous.
-        mode: The axis of `x`.
-        epsilon: Share of the energy to keep, in (0, 1).
-        energy: Sum of squares of `x`.
-        start: A basis to start from, [n_mode, k], or None.
-
-    Returns:
-        Shape [n_mode, rank], or None where the block did not reach `epsilon`.
-    """
-    size = x.shape[mode]
-    generator = torch.Generator().manual_seed(size)
-    width = _EXTRA if start is None else start.shape[1] // 2 + _EXTRA
-    extra = torch.randn(size, width, generator=generator, dtype=torch.float32).to(x)
-    block = extra if start is None else torch.cat([start.to(x), extra], 1)
-    for _ in range(2):
-        block = iterate(x, block, mode)
-    energies, rotation = eigh(mode_gram(mode_product(x, block, mode), mode))
-    share = energies.flip(0).clamp_min(0).cumsum(0) / energy
-    rank = int((share < epsilon).sum()) + 1
-    if rank > len(energies):
-        return None
-    basis: Tensor = block @ rotation.flip(1)[:, :rank]
-    return basis.contiguous()
