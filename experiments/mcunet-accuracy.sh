@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Accuracy at equal bytes: MCUNet with ImageNet weights on CIFAR-10, last 4 and last 8 convolutions, three seeds: HOSVD
+# and Subspace at several epsilons, and HOSVD under a byte budget of what epsilon 0.9 holds: docs/results.md.
+# Usage: experiments/mcunet-accuracy.sh CIFAR10 WEIGHTS OUT [SEED...]
+#   CIFAR10  folder with the data set        WEIGHTS  MCUNet's, safetensors        OUT  folder for the runs
+# Two runs at a time, one thread each. A run that is done is skipped, one that was cut off goes on.
+set -euo pipefail
+data=$1 weights=$2 out=$3
+shift 3
+[ $# -gt 0 ] || set -- 233 234 235
+export OMP_NUM_THREADS=1
+mkdir -p "$out"
+for seed in "$@"; do
+  for last in 4 8; do
+    budget=386KB
+    [ "$last" = 4 ] || budget=673KB
+    for method in plain hosvd:--epsilon:0.8 hosvd:--epsilon:0.9 subspace:--epsilon:0.8 subspace:--epsilon:0.85 \
+      subspace:--epsilon:0.9 "hosvd:--budget:$budget"; do
+      run=$out/${method//:/}-last$last-seed$seed
+      grep -qs '"kind": "memory"' "$run/record.jsonl" && continue
+      resume=()
+      [ ! -e "$run/checkpoint.pt" ] || resume=(--resume)
+      echo tuckprop train --model mcunet --weights "$weights" --data cifar10 --data-path "$data" --resolution 128 \
+        --train-size 4000 --val-size 1500 --batch-size 64 --epochs 4 --learning-rate 0.005 --momentum 0.9 \
+        --channels-last --codec "${method//:/ }" --last "$last" --seed "$seed" --out "$run" "${resume[@]}"
+    done
+  done
+done | xargs -P 2 -I{} sh -c '{} >/dev/null || echo "failed: {}" >&2'
