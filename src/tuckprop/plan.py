@@ -1,7 +1,7 @@
 """Decide which modules get which twin and codec. A plan is data: immutable, printable, serialisable."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -286,6 +286,15 @@ def names_before(model: nn.Module, first: str) -> tuple[str, ...]:
         if name and not first.startswith(f"{name}."):
             before.append(name)
     return tuple(before)
+
+
+def names_beside(model: nn.Module, kept: Collection[str]) -> tuple[str, ...]:
+    """Return the names of all modules except those of `kept`, what they contain, and what contains them."""
+    return tuple(
+        name
+        for name, _ in model.named_modules()
+        if name and not any(f"{name}.".startswith(f"{k}.") or f"{k}.".startswith(f"{name}.") for k in kept)
+    )
 
 
 __all__: list[Any] = [

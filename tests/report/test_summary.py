@@ -5,6 +5,7 @@ import pytest
 
 from tests.report.made import record
 from tuckprop.report import Spread, summarise
+from tuckprop.report.depth import Depth
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_row() -> None:
@@ -14,7 +15,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row() -> None:
         record(seed=3, accuracies=(0.1, 0.2, 0.1), held=3000),
     ]
     (row,) = summarise(records)
-    assert (row.task, row.method, row.layers, row.runs) == ("digits, digits_cnn", "plain", 2, 3)
+    assert (row.task, row.method, row.layers, row.runs) == ("digits, digits_cnn", "plain", Depth(2), 3)
     assert row.best_accuracy.mean == pytest.approx(np.mean([0.7, 0.9, 0.2]))
     assert row.best_accuracy.sd == pytest.approx(np.std([0.7, 0.9, 0.2], ddof=1))
     assert row.last_accuracy.mean == pytest.approx(np.mean([0.6, 0.9, 0.1]))
@@ -37,4 +38,5 @@ def test_one_run_has_no_spread_and_unfinished_runs_no_row() -> None:
 
 def test_rows_go_by_depth_and_then_as_they_came() -> None:
     records = [record("b", last=None), record("b", last=4), record("a", last=4), record("a", last=2)]
-    assert [(row.method, row.layers) for row in summarise(records)] == [("a", 2), ("b", 4), ("a", 4), ("b", None)]
+    found = [(row.method, str(row.layers)) for row in summarise(records)]
+    assert found == [("a", "last 2"), ("b", "last 4"), ("a", "last 4"), ("b", "all")]

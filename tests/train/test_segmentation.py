@@ -5,19 +5,37 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.train.shapes import Shapes
-from tuckprop import HOSVD, convert, zoo
+from tuckprop import HOSVD, Plan, convert, zoo
 from tuckprop.cli import main
-from tuckprop.errors import ConfigError
+from tuckprop.codecs import Codec
+from tuckprop.errors import CheckpointError, ConfigError
+from tuckprop.layers import Twin
 from tuckprop.report import read_record
-from tuckprop.train import Classification, Compression, Experiment, NetworkSettings, Schedule, Segmentation, Start
+from tuckprop.train import (
+    Classification,
+    Compression,
+    DataSettings,
+    Experiment,
+    NetworkSettings,
+    Prepared,
+    Schedule,
+    Segmentation,
+    Start,
+    compress,
+    prepare,
+)
 from tuckprop.train import run as run_one
 from tuckprop.train.loop import Trainer
 
@@ -32,7 +50,8 @@ def by_hand(predicted: Tensor, masks: Tensor, classes: int) -> tuple[float, floa
         is_, said = (masks == label) & kept, (predicted == label) & kept
         if (is_ | said).any():
             overlaps.append(((is_ & said).sum() / (is_ | said).sum()).item())
-            found.append(((is_ & said).sum() / is_.sum().clamp(min=1)).item())
+        if is_.any():
+            found.append(((is_ & said).sum() / is_.sum()).item())
     return sum(overlaps) / len(overlaps), sum(found) / len(found)
 
 
@@ -49,6 +68,47 @@ def test_metrics_are_over_all_pixels_that_count(absent: bool) -> None:
         meter.update(outputs[part], masks[part])
     overlap, accuracy = by_hand(outputs.argmax(1), masks, 4)
     assert meter.metrics() == {"mIoU": pytest.approx(overlap), "mAcc": pytest.approx(accuracy)}
+
+
+def scores(predicted: Tensor, classes: int) -> Tensor:
+    """Return outputs whose largest score is the predicted class's."""
+    return F.one_hot(predicted, classes).movedim(-1, 1).float()
+
+
+def test_classes_that_are_absent() -> None:
+    # Class 2 is found where it is not, class 3 is nowhere but under an ignored pixel, and class 4 is missed.
+    masks = torch.tensor([[[0, 0, 0, 0, 1, 1, 4, 255]]])
+    predicted = torch.tensor([[[0, 0, 0, 2, 1, 0, 1, 3]]])
+    meter = Segmentation(5).meter()
+    meter.update(scores(predicted, 5), masks)
+    # By class: overlaps 3 of 5, 1 of 3, 0 of 1, none, 0 of 1; found 3 of 4, 1 of 2, none, none, 0 of 1.
+    assert meter.metrics() == {"mIoU": pytest.approx((3 / 5 + 1 / 3) / 4), "mAcc": pytest.approx((3 / 4 + 1 / 2) / 3)}
+
+
+def test_where_no_pixel_counts_there_is_nothing() -> None:
+    meter = TASK.meter()
+    meter.update(torch.randn(1, 3, 2, 2), torch.full((1, 2, 2), 255))
+    assert meter.metrics() == {"mIoU": 0.0, "mAcc": 0.0}
+
+
+@given(
+    classes=st.integers(2, 6),
+    pixels=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=30),
+)
+def test_metrics_are_mmsegs(classes: int, pixels: list[tuple[int, int]]) -> None:
+    predicted = np.array([[min(said, classes - 1) for said, _ in pixels]])
+    targets = np.array([[255 if label == 6 else min(label, classes - 1) for _, label in pixels]])
+    counted = targets != 255
+    confusion = np.zeros((classes, classes))
+    np.add.at(confusion, (targets[counted], predicted[counted]), 1)
+    hits, had, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    expected = {
+        name: np.mean(hits[of > 0] / of[of > 0]) if counted.any() else 0.0
+        for name, of in (("mIoU", had + said - hits), ("mAcc", had))
+    }
+    meter = Segmentation(classes).meter()
+    meter.update(scores(torch.tensor(predicted)[None], classes), torch.tensor(targets)[None])
+    assert meter.metrics() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("task", [Classification(), TASK], ids=lambda task: type(task).__name__)
@@ -198,3 +258,73 @@ def test_weights_are_from_one_place(tmp_path: Path) -> None:
         run_one(both, tmp_path)
     with pytest.raises(ConfigError, match="--weights FILE"):
         run_one(replace(EXPERIMENT, network=NetworkSettings(pretrained=True)), tmp_path)
+
+
+def paper_run(count: int, codec: Codec | None, **others: Any) -> Experiment:
+    return Experiment(
+        NetworkSettings("fcn_r18"),
+        DataSettings("shapes", resolution=32, train_size=8, val_size=4, batch_size=4),
+        Compression(codec, paper_layers=count, **others),
+        Schedule(steps=2, validate_every=1),
+    )
+
+
+def build(experiment: Experiment) -> Prepared:
+    return prepare(experiment.network, experiment.data, experiment.machine, 1)
+
+
+@pytest.mark.parametrize("codec", [None, HOSVD()], ids=["plain", "hosvd"])
+@pytest.mark.parametrize(("name", "count"), [("fcn_r18", 5), ("deeplabv3_r18", 10), ("upernet_r18", 5)])
+def test_the_papers_layers_are_trained_and_counted_and_the_rest_is_frozen(
+    name: str, count: int, codec: Codec | None
+) -> None:
+    experiment = replace(paper_run(count, codec), network=NetworkSettings(name))
+    prepared = build(experiment)
+    assert compress(prepared, experiment.compression) == zoo.paper_layers(name, count)
+    trained = zoo.paper_trained(name, count)
+    for parameter, value in prepared.model.named_parameters():
+        assert value.requires_grad == any(parameter.startswith(f"{part}.") for part in trained), parameter
+    twins = [
+        layer
+        for layer, module in prepared.model.named_modules()
+        if isinstance(module, Twin) and isinstance(module, nn.Conv2d)
+    ]
+    assert twins == ([] if codec is None else list(zoo.paper_layers(name, count)))
+    prepared.model.train()
+    images, masks = next(iter(prepared.data.train.serve()))
+    prepared.task.loss(prepared.model(images), masks).backward()
+    assert all(value.grad is not None for value in prepared.model.parameters() if value.requires_grad)
+    assert not prepared.model.get_submodule("encoder.bn1").training
+
+
+def test_a_run_of_the_papers_layers_resumes_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = paper_run(5, HOSVD())
+    first = run_one(experiment, tmp_path, stop=after(1))
+    assert not first.finished
+    with pytest.raises(CheckpointError, match="paper_layers is 5 there, None here"):
+        run_one(replace(experiment, compression=Compression(HOSVD())), tmp_path, Start(resume=True))
+    record = run_one(experiment, tmp_path, Start(resume=True))
+    assert record.finished
+    assert record.sites == zoo.paper_layers("fcn_r18", 5)
+    assert read_record(tmp_path).settings["paper_layers"] == 5
+    assert main(["table", str(tmp_path), "--markdown"]) == 0
+    assert "| paper's 5 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", [{"last": 2}, {"select": "encoder.*"}])
+def test_the_papers_layers_are_given_alone(other: dict[str, Any]) -> None:
+    experiment = paper_run(5, HOSVD(), **other)
+    with pytest.raises(ConfigError, match=f"paper_layers: expected it alone or {next(iter(other))}"):
+        compress(build(experiment), experiment.compression)
+
+
+def test_plan_and_measure_take_the_papers_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", "shapes", "--resolution", "32", "--train-size", "4", "--val-size", "2", "--batch-size", "2"]
+    options = [*data, "--model", "pspnet_r18", "--codec", "hosvd", "--paper-layers", "5"]
+    assert main(["plan", *options, "--save", str(tmp_path / "plan.json")]) == 0
+    sites = Plan.from_json((tmp_path / "plan.json").read_text()).sites
+    assert [site.name for site in sites if site.kind == "Conv2d"] == ["decoder.conv.0"]
+    assert main(["measure", *options]) == 0
+    assert "decoder.conv.0" in capsys.readouterr().out
+    assert main(["plan", *data, "--model", "mcunet", "--paper-layers", "5"]) == 2
+    assert "fcn_r18" in capsys.readouterr().err

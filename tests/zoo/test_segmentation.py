@@ -33,7 +33,7 @@ def test_grey_images_will_do(name: str) -> None:
 # Channels and size of the inputs, in order, for an image of 64 x 64.
 LAST_5 = {
     "pspnet_r18": [(1024, 8)],
-    "pspnet_m": [(640, 8)],
+    "pspnet_m": [(2368, 8)],
     "deeplabv3_r18": [(512, 8)] * 4 + [(640, 8)],
     "deeplabv3_m": [(320, 8)] * 4 + [(2560, 8)],
     "fcn_r18": [(512, 8), (512, 8), (512, 8), (128, 8), (640, 8)],
@@ -66,6 +66,52 @@ def test_the_paper_has_no_other_networks_and_depths() -> None:
         zoo.paper_layers("mcunet", 5)
     with pytest.raises(ConfigError, match="5 or 10"):
         zoo.paper_layers("pspnet_r18", 7)
+    with pytest.raises(ConfigError, match="pspnet_r18"):
+        zoo.paper_trained("mcunet", 5)
+
+
+# Convolutions that are trained beside the compressed ones and the classifier.
+UNCOUNTED = {
+    ("pspnet_r18", 5): 4, ("pspnet_r18", 10): 5, ("pspnet_m", 5): 4, ("pspnet_m", 10): 4,
+    ("deeplabv3_m", 10): 1, ("upernet_r18", 10): 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [5, 10])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_paper_trains_what_it_compresses_and_little_else(name: str, count: int) -> None:
+    model = zoo.build(name, 3)
+    trained = zoo.paper_trained(name, count)
+    assert all(model.get_submodule(part) for part in trained)
+    within = [
+        layer
+        for layer, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and any(f"{layer}.".startswith(f"{part}.") for part in trained)
+    ]
+    layers = set(zoo.paper_layers(name, count))
+    assert layers | {"classifier"} <= set(within)
+    assert len(within) == len(layers) + 1 + UNCOUNTED.get((name, count), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "fuse", "inputs", "outputs"),
+    [
+        ("pspnet_r18", "decoder.conv.0", 512 + 4 * 128, 128),
+        ("pspnet_m", "decoder.conv.0", 320 + 4 * 512, 512),
+        ("deeplabv3_r18", "decoder.aspp.project.0", 5 * 128, 128),
+        ("deeplabv3_m", "decoder.aspp.project.0", 5 * 512, 512),
+    ],
+)
+def test_the_pyramid_is_fused_as_in_the_paper(name: str, fuse: str, inputs: int, outputs: int) -> None:
+    model = zoo.build(name, 3)
+    layer = model.get_submodule(fuse)
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.weight.shape == (outputs, inputs, 3, 3)
+    assert layer.padding == (1, 1)
+    # As the library begins its other convolutions: uniform, with the variance of Kaiming's rule for ReLU.
+    assert layer.weight.std().item() == pytest.approx((2 / (9 * inputs)) ** 0.5, rel=0.02)
+    convolutions = [part for part, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    assert convolutions[-2:] == [fuse, "classifier"]
 
 
 def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,6 +13,8 @@ PLAIN = "plain"
 _HELP = {
     "last": "Train only the last so many convolutions (Linear layers in a transformer) and what follows them.",
     "select": "Compress only layers whose name matches this pattern, such as 'blocks.13.*'.",
+    "paper_layers": "Train and compress what the paper's code does where it speaks of the last 5 or 10 layers of a "
+    "segmentation network.",
     "pointwise": "Convert norms, activations, pools and dropout too.",
     "budget": "Bytes that a batch may hold for backward, such as 64MB: each layer's setting is chosen to meet it.",
 }

@@ -9,7 +9,7 @@ import tyro
 import tuckprop
 from tuckprop.cli._options import CompressionOptions, to_compression
 from tuckprop.errors import ConfigError
-from tuckprop.train import DataSettings, Machine, NetworkSettings, prepare, selector
+from tuckprop.train import DataSettings, Machine, NetworkSettings, choose, prepare
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ def plan(options: PlanOptions) -> int:
         raise ConfigError("plan: expected a codec to plan for, got plain; see --help for the codecs")
     prepared = prepare(options.network, options.data, options.machine, options.seed)
     images, _ = next(prepared.data.train.serve())
+    last, select = choose(prepared, compression)
     made = tuckprop.plan(
         prepared.model,
         images.to(prepared.device),
         compression.codec,
-        last=compression.last,
-        select=selector(compression.select),
+        last=last,
+        select=select,
         pointwise=compression.pointwise,
         budget=compression.budget,
     )

@@ -78,6 +78,8 @@ def _folder(experiment: Experiment) -> str:
     settings: dict[str, Any] = experiment.flat()["codec_settings"]
     method = ["plain"] if codec is None else [codec_name(codec), *map(str, settings.values())]
     depth = "all" if compression.last is None else f"last{compression.last}"
+    if compression.paper_layers is not None:
+        depth = f"paper{compression.paper_layers}"
     model = experiment.network.model or datasets[experiment.data.data].network
     parts = [experiment.data.data, model, *method, depth, f"seed{experiment.schedule.seed}"]
     return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from tuckprop.errors import ConfigError
 from tuckprop.report.curves import curves
+from tuckprop.report.depth import Depth
 from tuckprop.report.plot import measures, plot
 from tuckprop.report.records import Epoch, Memory, Record
 from tuckprop.report.summary import Row, Spread, summarise, task
@@ -203,8 +204,7 @@ def _element(tag: str, parts: Iterable[str], attributes: str = "") -> str:
 
 
 def _depth(record: Record) -> str:
-    last = record.settings["last"]
-    return "all" if last is None else f"last {last}"
+    return str(Depth.of(record.settings))
 
 
 def _progress(record: Record) -> str:

@@ -71,7 +71,7 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     axes.set_xlabel(measure.label, fontsize=8)
     metric = rows[0].metric
     axes.set_ylabel("validation accuracy, %" if metric == "accuracy" else f"{metric}, %", fontsize=8)
-    layers = "" if len(depths) > 1 else f", {_depth(next(iter(depths)))}"
+    layers = "" if len(depths) > 1 else f", {next(iter(depths))} layers"
     axes.set_title(f"{tasks[0]}{layers}", fontsize=8)
     axes.grid(alpha=0.3, linewidth=0.5)
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
@@ -93,8 +93,7 @@ def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, Any]
     )
     for row in points if depths else []:
         where = measure.value(row).mean, 100 * row.best_accuracy.mean
-        text = "all" if row.layers is None else str(row.layers)
-        axes.annotate(text, where, (4, 4), textcoords="offset points", fontsize=6, color=style["color"])
+        axes.annotate(row.layers.number, where, (4, 4), textcoords="offset points", fontsize=6, color=style["color"])
     line: Artist = drawn.lines[0]
     return line
 
@@ -108,10 +107,6 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     """Return powers of two around the values, far enough apart for at least two ticks and room beside the points."""
     low, high = floor(log2(max(min(values), 1)) - 0.2), ceil(log2(max(*values, 2)) + 0.2)
     return 2.0**low, 2.0 ** max(high, low + 2)
-
-
-def _depth(layers: int | None) -> str:
-    return "all layers" if layers is None else f"last {layers} layers"
 
 
 def save_plot(figure: Figure, path: Path) -> list[Path]:

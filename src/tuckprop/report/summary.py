@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any
 
+from tuckprop.report.depth import Depth
 from tuckprop.report.records import Memory, Record
 
 # Settings that tell where a run was made, not what.
@@ -36,7 +37,7 @@ class Row:
     Attributes:
         task: Data set and network, such as "cifar10, mcunet".
         method: Such as "HOSVD, epsilon 0.8".
-        layers: How many of the last layers are trained; None for all.
+        layers: Which layers are trained.
         metric: Name of the metric that ranks runs, called accuracy below.
         runs: How many seeds.
         best_accuracy: Highest validation accuracy over epochs (the paper's), over seeds.
@@ -51,7 +52,7 @@ class Row:
 
     task: str
     method: str
-    layers: int | None
+    layers: Depth
     metric: str
     runs: int
     best_accuracy: Spread
@@ -78,13 +79,18 @@ def summarise(records: Iterable[Record]) -> list[Row]:
     Returns:
         Rows by task and number of layers, otherwise in the order of their first records.
     """
+
+    def known(name: str, value: Any) -> bool:
+        # Older records lack settings that came later, and are as None there.
+        return name not in _ELSEWHERE and value is not None
+
     groups: dict[Any, list[Record]] = {}
     for record in records:
         if record.finished:
-            key = repr(sorted((k, v) for k, v in record.settings.items() if k not in _ELSEWHERE))
+            key = repr(sorted((k, v) for k, v in record.settings.items() if known(k, v)))
             groups.setdefault((record.method, key), []).append(record)
     rows = [_row(group) for group in groups.values()]
-    return sorted(rows, key=lambda row: (row.task, row.layers is None, row.layers or 0))
+    return sorted(rows, key=lambda row: (row.task, row.layers.order, str(row.layers)))
 
 
 def _row(group: list[Record]) -> Row:
@@ -100,7 +106,7 @@ def _row(group: list[Record]) -> Row:
     return Row(
         task=task(group[0]),
         method=group[0].method,
-        layers=settings["last"],
+        layers=Depth.of(settings),
         metric=group[0].metric,
         runs=len(group),
         best_accuracy=over(lambda record: record.best_accuracy),

@@ -42,7 +42,7 @@ Column = tuple[str, Callable[[Row], str]]
 TEXT_COLUMNS = 2
 _METHOD: tuple[Column, ...] = (
     ("method", lambda row: row.method),
-    ("layers", lambda row: "all" if row.layers is None else f"last {row.layers}"),
+    ("layers", lambda row: str(row.layers)),
 )
 BRIEF_CAPTION = (
     "{metric}: validation, best epoch. paper's count: a formula over ranks, largest epoch mean. held: unique bytes "

@@ -3,7 +3,7 @@
 from tuckprop.train.checkpoint import load_checkpoint, save_checkpoint
 from tuckprop.train.classification import Classification
 from tuckprop.train.loop import Trainer
-from tuckprop.train.prepare import Prepared, compress, prepare, selector
+from tuckprop.train.prepare import Prepared, choose, compress, prepare
 from tuckprop.train.run import Start, run
 from tuckprop.train.segmentation import Segmentation
 from tuckprop.train.settings import (
@@ -35,11 +35,11 @@ __all__ = [
     "Task",
     "Trainer",
     "Watch",
+    "choose",
     "codec_name",
     "compress",
     "load_checkpoint",
     "prepare",
     "run",
     "save_checkpoint",
-    "selector",
 ]

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from tuckprop import convert, freeze, plan, zoo
+from tuckprop.convert import keep_frozen
 from tuckprop.data import Loaded, load
 from tuckprop.errors import ConfigError
-from tuckprop.plan import Select, choose_sites
+from tuckprop.plan import Select, choose_sites, names_beside
 from tuckprop.train.classification import Classification
 from tuckprop.train.segmentation import Segmentation
 from tuckprop.train.settings import Compression, DataSettings, Machine, NetworkSettings
@@ -119,29 +120,47 @@ def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
     Raises:
         ConfigError: A setting does not fit the model.
     """
-    model, select = prepared.model, selector(settings.select)
     if settings.budget is not None and settings.codec is None:
         raise ConfigError("budget: expected a codec to set with it, got plain training; pass --codec subspace")
-    sites = tuple(choose_sites(model, last=settings.last, select=select))
+    model = prepared.model
+    last, select = choose(prepared, settings)
+    sites = tuple(choose_sites(model, last=last, select=select))
     if settings.codec is not None and settings.budget is not None:
         images, _ = next(iter(prepared.data.train.serve()))
         planned = plan(
             model,
             images.to(prepared.device),
             settings.codec,
-            last=settings.last,
+            last=last,
             select=select,
             pointwise=settings.pointwise,
             budget=settings.budget,
         )
         convert(model, planned)
     elif settings.codec is not None:
-        convert(model, settings.codec, last=settings.last, select=select, pointwise=settings.pointwise)
-    elif settings.last is not None:
-        freeze(model, last=settings.last, select=select)
+        convert(model, settings.codec, last=last, select=select, pointwise=settings.pointwise)
+    elif last is not None:
+        freeze(model, last=last, select=select)
     return sites
 
 
-def selector(pattern: str | None) -> Select | None:
-    """Return a choice of layers by a pattern of their names, as in `fnmatch`; None for None."""
-    return None if pattern is None else lambda name, module: fnmatchcase(name, pattern)
+def choose(prepared: Prepared, settings: Compression) -> tuple[int | None, Select | None]:
+    """Return which layers to compress, as `tuckprop.convert` takes it: `last` and `select`.
+
+    The paper's lists name what is trained, too: the rest of the model is frozen here, in place.
+
+    Raises:
+        ConfigError: The layers are given twice, or the paper has no such list.
+    """
+    pattern, count = settings.select, settings.paper_layers
+    if count is None:
+        return settings.last, None if pattern is None else lambda name, module: fnmatchcase(name, pattern)
+    for name in ("last", "select"):
+        if (value := getattr(settings, name)) is not None:
+            raise ConfigError(
+                f"paper_layers: expected it alone or {name}, got {count} and {name} {value!r}; the paper's list says "
+                "which layers are trained and compressed"
+            )
+    layers = zoo.paper_layers(prepared.name, count)
+    keep_frozen(prepared.model, names_beside(prepared.model, zoo.paper_trained(prepared.name, count)))
+    return None, lambda name, module: name in layers

@@ -1,7 +1,6 @@
 """One class for a pixel: cross-entropy, mean intersection over union and mean accuracy of classes."""
 
 import importlib
-import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -16,11 +15,13 @@ IGNORED = 255
 
 
 class Overlap:
-    """mIoU and mAcc, as torchmetrics computes them from all pixels together; a Meter.
+    """mIoU and mAcc over all pixels together, from torchmetrics' confusion matrix; a Meter.
 
     mIoU is the mean over classes of the share of pixels that have a class and are found to have it, among pixels that
-    have it or are found to have it; mAcc the mean over classes of the share of its pixels that are found. Classes that
-    no pixel has and none is found to have do not count.
+    have it or are found to have it; a class that no pixel has and none is found to have does not count. mAcc is the
+    mean over classes of the share of its pixels that are found; a class that no pixel has does not count. Both are as
+    in MMSegmentation, which the paper uses; torchmetrics' own mean accuracy counts a class that no pixel has, but some
+    are found to have, as 0.
 
     Args:
         classes: How many there are.
@@ -37,37 +38,30 @@ class Overlap:
             torchmetrics = importlib.import_module("torchmetrics")
         except ImportError as error:
             raise ConfigError(f"torchmetrics is needed here ({error}): pip install 'tuckprop[cli]'") from error
-        settings = {"num_classes": classes, "average": "macro", "ignore_index": IGNORED, "validate_args": False}
-        self._metrics = torchmetrics.MetricCollection({
-            "mIoU": torchmetrics.classification.MulticlassJaccardIndex(**settings),
-            "mAcc": torchmetrics.classification.MulticlassAccuracy(**settings),
-        })
-        self._metrics.persistent(True)
-        self._seen = False
+        self._confusion = torchmetrics.classification.MulticlassConfusionMatrix(
+            classes, ignore_index=IGNORED, validate_args=False
+        )
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch: scores, [batch, classes, height, width], and classes, [batch, height, width]."""
-        self._metrics.to(outputs.device).update(outputs.argmax(1), targets)
-        self._seen = True
+        self._confusion.to(outputs.device).update(outputs.argmax(1), targets)
 
     def metrics(self) -> dict[str, float]:
-        """Return "mIoU" and "mAcc"."""
-        if not self._seen:
+        """Return "mIoU" and "mAcc", 0 where no pixel counts."""
+        counts = self._confusion.confmat.double()
+        found, had, said = counts.diag(), counts.sum(1), counts.sum(0)
+        if not had.any():
             return {"mIoU": 0.0, "mAcc": 0.0}
-        with warnings.catch_warnings():
-            # Counts that came from a checkpoint are not updates to torchmetrics, which warns of their absence.
-            warnings.simplefilter("ignore", UserWarning)
-            found = self._metrics.compute()
-        return {name: float(found[name]) for name in ("mIoU", "mAcc")}
+        # A class that does not count is 0 / 0 and thus NaN.
+        return {"mIoU": float((found / (had + said - found)).nanmean()), "mAcc": float((found / had).nanmean())}
 
     def state(self) -> dict[str, Any]:
         """Return the counts of pixels."""
-        return {"seen": self._seen, "counts": dict(self._metrics.state_dict())}
+        return {"confusion": self._confusion.confmat.clone()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to what `state` returned."""
-        self._seen = state["seen"]
-        self._metrics.load_state_dict(state["counts"])
+        self._confusion.confmat = state["confusion"].clone()
 
 
 class Segmentation:

@@ -59,6 +59,8 @@ class Compression:
         last: Train the last so many convolutions (Linear layers in a transformer) and what follows them; None trains
             and compresses all.
         select: Compress, and count, only layers whose name matches this pattern, as in `fnmatch`.
+        paper_layers: 5 or 10: train and compress the layers that the paper's code does there in this segmentation
+            network (`zoo.paper_layers`, `zoo.paper_trained`), instead of `last` and `select`.
         pointwise: Convert norms, activations, pools and dropout too.
         budget: Bytes that a batch may hold for backward, such as 64MB; each layer's setting is then chosen on the first
             batch.
@@ -67,6 +69,7 @@ class Compression:
     codec: Codec | None = None
     last: int | None = None
     select: str | None = None
+    paper_layers: int | None = None
     pointwise: bool = True
     budget: str | None = None
 

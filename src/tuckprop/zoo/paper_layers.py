@@ -1,4 +1,9 @@
-"""Which layers the paper's code compresses in its segmentation networks, "5 layers" and "10 layers"."""
+"""Which layers the paper's code trains and compresses in its segmentation networks, "5 layers" and "10 layers".
+
+Source: the configurations of Gradient Filter (Yang et al., CVPR 2023), which the paper takes over.
+"""
+
+from collections.abc import Mapping
 
 from tuckprop.errors import ConfigError
 
@@ -28,14 +33,34 @@ _LAYERS = {
     "upernet_r18": {5: ("decoder.psp.out_conv.0", *_FPN), 10: ("decoder.psp.out_conv.0", *_LATERAL, *_FPN)},
 }
 
+_ASPP_UNITS = (*(f"decoder.aspp.convs.{number}" for number in range(4)), "decoder.aspp.project")
+_FPN_UNITS = ("decoder.psp.out_conv", "decoder.fpn_conv_blocks", "decoder.fusion_block")
+# A block's last convolution and its norm.
+_MOBILENET_16_NARROW = ("encoder.features.16.conv.2", "encoder.features.16.conv.3")
+
+_TRAINED = {
+    "pspnet_r18": {5: ("decoder",), 10: ("encoder.layer4", "decoder")},
+    "pspnet_m": {
+        5: ("decoder",),
+        10: ("encoder.features.16.conv.1", *_MOBILENET_16_NARROW, "encoder.features.17", "decoder"),
+    },
+    "deeplabv3_r18": {5: _ASPP_UNITS, 10: (*_RESNET_4, *_ASPP_UNITS)},
+    "deeplabv3_m": {5: _ASPP_UNITS, 10: (*_MOBILENET_16_NARROW, "encoder.features.17", "decoder")},
+    "fcn_r18": {5: ("encoder.layer4.1", "decoder"), 10: ("encoder.layer3.1", "encoder.layer4", "decoder")},
+    "upernet_r18": {
+        5: _FPN_UNITS,
+        10: ("decoder.psp.blocks.0", "decoder.psp.blocks.1", "decoder.fpn_lateral_blocks", *_FPN_UNITS),
+    },
+}
+
 
 def paper_layers(name: str, count: int) -> tuple[str, ...]:
     """Return the layers that the paper's code compresses, and counts, where it speaks of the last 5 or 10.
 
     It names more layers than it compresses, except in FCN and in DeepLabV3 and UPerNet at 5: PSPNet has 1 and 5 (6 on
-    MobileNetV2), DeepLabV3 9 at 10, UPerNet 8 at 10. The rest of the 5 or 10 it trains uncompressed and uncounted: the
-    convolutions after the pools of PSPNet and UPerNet, the shortcut of ResNet's last stage. DeepLabV3 on ResNet18 at
-    10 is taken to be as PSPNet there: its list is not known.
+    MobileNetV2), DeepLabV3 9 at 10, UPerNet 8 at 10. The rest of what it trains, `paper_trained`, is uncompressed and
+    uncounted: the convolutions after the pools of PSPNet, UPerNet and DeepLabV3 on MobileNetV2, and the shortcut of
+    PSPNet's last stage.
 
     Args:
         name: A segmentation network of the zoo.
@@ -47,15 +72,36 @@ def paper_layers(name: str, count: int) -> tuple[str, ...]:
     Raises:
         ConfigError: The paper has no such network or number.
 
-    `convert(model, dict.fromkeys(paper_layers(name, count), codec), last=k)` trains and compresses likewise, where k
-    counts the convolutions from the first that is trained to the classifier: 6 for PSPNet at 5.
-
     Example:
         >>> paper_layers("pspnet_r18", 5)
         ('decoder.conv.0',)
     """
-    if name not in _LAYERS:
-        raise ConfigError(f"paper_layers(name=...): expected one of {', '.join(_LAYERS)}, got {name!r}")
-    if count not in _LAYERS[name]:
-        raise ConfigError(f"paper_layers(count=...): expected 5 or 10, got {count!r}")
-    return _LAYERS[name][count]
+    return _find(_LAYERS, name, count)
+
+
+def paper_trained(name: str, count: int) -> tuple[str, ...]:
+    """Return what the paper's code trains where it speaks of the last 5 or 10 layers; all else is frozen.
+
+    Args:
+        name: A segmentation network of the zoo.
+        count: 5 or 10.
+
+    Returns:
+        Names of modules of that network, which are trained with all that they contain: layers, blocks, the classifier.
+
+    Raises:
+        ConfigError: The paper has no such network or number.
+
+    Example:
+        >>> paper_trained("pspnet_r18", 5)
+        ('decoder', 'classifier')
+    """
+    return (*_find(_TRAINED, name, count), "classifier")
+
+
+def _find(lists: Mapping[str, Mapping[int, tuple[str, ...]]], name: str, count: int) -> tuple[str, ...]:
+    if name not in lists:
+        raise ConfigError(f"paper_layers: the paper has lists for {', '.join(lists)}, got {name!r}; use last instead")
+    if count not in lists[name]:
+        raise ConfigError(f"paper_layers: expected 5 or 10, got {count!r}")
+    return lists[name][count]

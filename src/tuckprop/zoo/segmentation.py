@@ -1,12 +1,11 @@
 """The paper's segmentation networks: backbones and heads of segmentation-models-pytorch, in the paper's sizes.
 
 Strides, dilations and widths follow the paper's configurations: PSPNet, DeepLabV3 and FCN see maps of an eighth of the
-image, with dilated last stages; there is no auxiliary head and no dropout. The library's own are these. The convolution
-that fuses the pyramid is 1 x 1 in PSPNet and DeepLabV3 (3 x 3 in the paper's), and DeepLabV3 has one more 3 x 3
-convolution after it. The pooled maps of PSPNet have a quarter of the backbone's channels each, which on MobileNetV2 is
-less than in the paper. UPerNet normalises the backbone's maps. ResNet18 begins with one 7 x 7 convolution, not with
-three of 3 x 3. The inputs of the layers that the paper compresses have the paper's shapes all the same, but for PSPNet
-on MobileNetV2.
+image, with dilated last stages; there is no auxiliary head and no dropout. The convolution that fuses the pyramid is
+3 x 3 in PSPNet and DeepLabV3, nothing but the classifier comes after it, and PSPNet's pooled maps are as wide as its
+result: there the library's own heads differ. The library's own are these. PSPNet does not normalise the map that is
+pooled to one pixel. UPerNet normalises the backbone's maps. ResNet18 begins with one 7 x 7 convolution, not with three
+of 3 x 3. The inputs of the layers that the paper compresses have the paper's shapes all the same.
 """
 
 import importlib
@@ -22,6 +21,8 @@ from tuckprop.zoo._torchvision import import_torchvision
 from tuckprop.zoo.fcn import FCNDecoder
 
 _LIBRARY = "segmentation_models_pytorch"
+# Pixels a side of PSPNet's pooled maps.
+_POOLED = (1, 2, 3, 6)
 
 
 class Segmenter(nn.Module):
@@ -75,7 +76,10 @@ def _mobilenetv2(channels: int, stride: int) -> tuple[nn.Module, Sequence[int]]:
 
 def _pspnet(backbone: tuple[nn.Module, Sequence[int]], width: int, classes: int) -> nn.Module:
     encoder, channels = backbone
-    decoder = _library("decoders.pspnet.decoder").PSPDecoder(channels, out_channels=width, dropout=0.0)
+    library, deepest = _library("decoders.pspnet.decoder"), channels[-1]
+    decoder = library.PSPDecoder(channels, out_channels=width, dropout=0.0)
+    decoder.psp.blocks = nn.ModuleList(library.PSPBlock(deepest, width, pixels) for pixels in _POOLED)
+    decoder.conv[0] = nn.Conv2d(deepest + len(_POOLED) * width, width, 3, padding=1, bias=False)
     return Segmenter(encoder, decoder, width, classes)
 
 
@@ -84,6 +88,9 @@ def _deeplabv3(backbone: tuple[nn.Module, Sequence[int]], width: int, classes: i
     decoder = _library("decoders.deeplabv3.decoder").DeepLabV3Decoder(
         channels[-1], width, atrous_rates=(12, 24, 36), aspp_separable=False, aspp_dropout=0.0
     )
+    fuse = decoder.aspp.project[0]
+    decoder.aspp.project[0] = nn.Conv2d(fuse.in_channels, width, 3, padding=1, bias=False)
+    decoder.conv = decoder.bn = decoder.relu = nn.Identity()
     return Segmenter(encoder, decoder, width, classes)
 
 
