@@ -9,7 +9,7 @@ from torch import nn
 # Top-level package of a module's class to the files here that register twins for it. Where a library has too many
 # classes to import them all, a file's `meet(plain)` registers a twin for a class that a model has.
 _FILES = {
-    "timm": ("timm_layers", "timm_activations", "timm_scales"),
+    "timm": ("timm_layers", "timm_activations", "timm_pools", "timm_scales"),
     "torchvision": ("torchvision_layers",),
     "transformers": ("transformers_layers",),
 }

@@ -3,7 +3,8 @@
 
 Every family of models there has a class of its own for its RMSNorm and LayerScale, most of them the same line for line.
 A class is known by its forward, which is, instruction for instruction, one of those that this file has as examples.
-`ReLUSquaredActivation` stays plain: its derivative has no bound, so that no few levels serve it.
+`ReLUSquaredActivation` and `ClippedGELUActivation` stay plain: a few levels serve no derivative that goes on growing,
+or that falls to 0 beyond the inputs that are told apart.
 """
 
 import dis
@@ -62,15 +63,6 @@ class FewBitGELUActivation(ActivationTwin, activations.GELUActivation):
         return (self.act is not F.gelu,)
 
 
-@twin_of(activations.ClippedGELUActivation)
-class FewBitClippedGELUActivation(ActivationTwin, activations.ClippedGELUActivation):
-    """transformers' `ClippedGELUActivation` that keeps a few bits an element."""
-
-    def settings(self) -> tuple[Any, ...]:
-        """Return the bounds."""
-        return self.min, self.max
-
-
 # Not every version of transformers has all of these.
 _ACTIVATIONS = (
     "AccurateGELUActivation", "FastGELUActivation", "MishActivation", "NewGELUActivation", "QuickGELUActivation",
@@ -99,13 +91,11 @@ class FactoredTransposedMatmul(torch.autograd.Function):
     """A linear layer of weight [i, o] that keeps its input in packed form; index legend in linear.py."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, packed: Packed | None, plain: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Compute `plain(x)`; keep the weight, and `packed` if the weight needs a gradient."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, packed: Packed | None) -> Tensor:
+        """Compute the layer; keep the weight, and `packed` if the weight needs a gradient."""
         ctx.packed = None if packed is None else (type(packed), packed.meta)
         ctx.save_for_backward(weight, *(() if packed is None else packed.tensors()))
-        return plain(x)
+        return _conv1d(x, weight, bias)
 
     @staticmethod
     @first_derivative_only
@@ -118,7 +108,12 @@ class FactoredTransposedMatmul(torch.autograd.Function):
         if needs_weight:
             kind, meta = ctx.packed
             grad_weight = weight_gradient(kind.rebuild(kept, meta), grad).T
-        return grad_x, grad_weight, grad.sum_to_size(grad.shape[-1:]) if needs_bias else None, None, None
+        return grad_x, grad_weight, grad.sum_to_size(grad.shape[-1:]) if needs_bias else None, None
+
+
+def _conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # Operation by operation as transformers, so that the rounding is the same.
+    return torch.addmm(bias, x.view(-1, x.size(-1)), weight).view(*x.shape[:-1], -1)
 
 
 @twin_of(Conv1D)
@@ -132,14 +127,11 @@ class FactoredConv1D(Twin, Conv1D):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the plain layer, bit for bit. Shape [l.., i] to [l.., o]."""
         if not trains(self, x, self.weight, self.bias):
-            return self._plain(x)
+            plain: Tensor = super().forward(x)
+            return plain
         x, weight, bias = autocast(x, self.weight, self.bias)
         packed = self._site.pack(x) if weight.requires_grad else None
-        result: Tensor = FactoredTransposedMatmul.apply(x, weight, bias, packed, self._plain)
-        return result
-
-    def _plain(self, x: Tensor) -> Tensor:
-        result: Tensor = super().forward(x)
+        result: Tensor = FactoredTransposedMatmul.apply(x, weight, bias, packed)
         return result
 
     def weight_gradient(self, packed: Packed, grad: Tensor) -> Tensor:
