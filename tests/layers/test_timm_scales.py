@@ -16,6 +16,7 @@ from tests.layers.contract import TIGHT
 from tests.layers.pointwise import held_bytes, twin
 from tuckprop import HOSVD, Dense
 from tuckprop.layers import PackEvent, Twin, observe
+from tuckprop.plan import decide
 from tuckprop.zoo._torchvision import import_torchvision
 
 import_torchvision()
@@ -165,6 +166,6 @@ def test_a_vision_transformers_plan_lists_them() -> None:
     model = timm.create_model(
         "vit_tiny_patch16_224", init_values=1e-5, img_size=32, depth=2, embed_dim=24, num_heads=2, drop_path_rate=0.1
     )
-    plan = tuckprop.plan(model, torch.randn(2, 3, 32, 32), HOSVD(0.8))
+    plan = decide(model, HOSVD(0.8))
     assert sum(site.kind == "LayerScale" for site in plan.sites) == 4
     assert not [entry for entry in plan.skipped if entry.kind in {"LayerScale", "DropPath"}]

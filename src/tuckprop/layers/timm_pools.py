@@ -34,8 +34,7 @@ class ShapeAvgPool2dSame(InterceptingTwin, AvgPool2dSame):
 class PositionMaxPool2dSame(InterceptingTwin, MaxPool2dSame):
     """timm's `MaxPool2dSame` that keeps the position inside the window."""
 
-    # What `F.max_pool2d` calls.
-    functional = staticmethod(torch.max_pool2d)
+    functional = staticmethod(F.max_pool2d)
     saver = staticmethod(lambda module, *args, **kwargs: max_pool2d(*args, **kwargs))
 
 
