@@ -26,6 +26,7 @@ from tests.layers.pointwise import held_bytes, twin
 from tuckprop import HOSVD, Dense
 from tuckprop.codecs import Codec
 from tuckprop.layers import Twin, load_twins_for, observe
+from tuckprop.spectra import explained_variance
 from tuckprop.zoo._torchvision import import_torchvision
 
 SHAPE = (6, 10, 8)
@@ -253,6 +254,11 @@ def test_a_plan_lists_them_and_last_counts_conv1d_among_linear_layers() -> None:
     assert [name for name, module in model.named_modules() if isinstance(module, Twin)] == ["1.out"]
     again = tuckprop.convert(network(), tuckprop.Plan.from_json(plan.to_json()))
     assert [type(m).plain.__name__ for m in again.modules() if isinstance(m, Twin)] == kinds
+
+
+def test_its_axes_are_those_of_a_linear_layer() -> None:
+    found = explained_variance(network(), torch.randn(4, 6, 8), ["0.into"])
+    assert found["0.into"].axes == ("batch", "tokens", "features")
 
 
 def test_a_network_learns_the_same_with_a_lossless_codec() -> None:
