@@ -18,7 +18,7 @@ from tuckprop.linalg.modes import mode_product
 # A twin without a case below is covered by the test module that mirrors its own, layers/rectifier.py by
 # tests/layers/test_rectifier.py, which names the plain class. Where several are covered by one, that is said here.
 COVERED_ELSEWHERE = {
-    "adaptive_max_pool": "test_pools_and_dropout",
+    "adaptive_max_pool": "test_average_pool",
     "timm_activations": "test_timm_layers",
     "norm_batch": "test_norms",
     "norm_group": "test_norms",

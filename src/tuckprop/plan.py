@@ -234,9 +234,18 @@ _CONVOLUTIONS = (
 )  # fmt: skip
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Say whether a module is a convolution, of whatever subclass."""
+    return isinstance(module, _CONVOLUTIONS)
+
+
 def is_compressible(module: nn.Module) -> bool:
-    """Say whether a module is a convolution or a Linear layer, of whatever subclass."""
-    return isinstance(module, (*_CONVOLUTIONS, nn.Linear))
+    """Say whether a module is a convolution or a Linear layer, of whatever subclass or of another library."""
+    if is_convolution(module) or isinstance(module, nn.Linear):
+        return True
+    load_twins_for(module)
+    twin = type(module) if isinstance(module, Twin) else find_twin(module, Dense())
+    return twin is not None and twin.compresses
 
 
 def choose_sites(model: nn.Module, *, last: int | None = None, select: Select | None = None) -> list[str]:
@@ -263,8 +272,8 @@ def choose_sites(model: nn.Module, *, last: int | None = None, select: Select | 
         if not names:
             raise ConfigError("convert(select=...): it picks no convolution and no Linear layer of the model")
     elif last is not None:
-        convolutions = {n: m for n, m in names.items() if isinstance(m, _CONVOLUTIONS)}
-        linears = {n: m for n, m in names.items() if isinstance(m, nn.Linear)}
+        convolutions = {n: m for n, m in names.items() if is_convolution(m)}
+        linears = {n: m for n, m in names.items() if n not in convolutions}
         names = dict(list(linears.items())[:-1]) if len(convolutions) * 10 < len(linears) else convolutions
     if last is None:
         return list(names)
@@ -306,4 +315,5 @@ __all__: list[Any] = [
     "choose_sites",
     "decide",
     "is_compressible",
+    "is_convolution",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tuckprop.errors import ConfigError, UnsupportedError
 from tuckprop.linalg.basis import NotFactorableError, spectrum
 from tuckprop.memory.census import untouched
+from tuckprop.plan import is_compressible, is_convolution
 
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
@@ -104,6 +105,6 @@ def _curve(energies: Tensor) -> Tensor:
 
 
 def _axes(module: nn.Module, dims: int) -> tuple[str, ...]:
-    if isinstance(module, nn.Linear):
+    if is_compressible(module) and not is_convolution(module):
         return ("batch", *("tokens",) * (dims - 2), "features")
     return ("batch", "channels", *_SPATIAL.get(dims - 2, (f"axis {axis + 1}" for axis in range(2, dims))))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tuckprop.codecs import Dense
-from tuckprop.layers import Site, find_twin
+from tuckprop.layers import Site, find_twin, load_twins_for
 from tuckprop.layers._twin import become_twin
 from tuckprop.linalg.layout import is_dense
 
@@ -16,6 +16,7 @@ FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def twin(module: nn.Module) -> nn.Module:
     """Return a converted copy."""
     converted = copy.deepcopy(module)
+    load_twins_for(converted)
     kind = find_twin(converted, Dense())
     assert kind is not None, f"{type(module).__name__} has no twin"
     become_twin(converted, kind, Site("here"))

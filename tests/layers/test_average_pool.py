@@ -41,9 +41,11 @@ each_module = pytest.mark.parametrize(("module", "shape"), AVERAGE + ADAPTIVE_MA
 
 
 @each_module
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "permuted", "strided", "expanded"])
 def test_exact(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
+    if dtype == torch.bfloat16 and isinstance(module, nn.AvgPool3d):
+        pytest.skip("PyTorch has no such kernel on a CPU")
     x = torch.randn(shape, dtype=dtype)
     if layout == "channels last":
         if len(shape) < 4:
@@ -75,6 +77,15 @@ def test_an_adaptive_maximum_holds_four_bytes_an_output(module: nn.Module, shape
     outputs = module(x).numel()
     assert held_bytes(module, x) == x.nbytes + 8 * outputs
     assert held_bytes(twin(module), x) == 4 * outputs
+
+
+@each_adaptive_max
+@pytest.mark.parametrize("values", [1, 3], ids="{} values".format)
+def test_ties(module: nn.Module, shape: tuple[int, ...], values: int) -> None:
+    x = torch.randint(values, shape).float()
+    plain, ours = Step(module, x), Step(twin(module), x)
+    assert_equal(ours.output, plain.output)
+    assert_equal(ours.grad, plain.grad)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "RmsNormAct": (lambda: layers.RmsNormAct(6), SHAPE),
     "RmsNormActFp32": (lambda: layers.RmsNormActFp32(6), SHAPE),
     "RmsNormFp32": (lambda: layers.RmsNormFp32(6), SHAPE),
+    "LayerScale": (lambda: layers.LayerScale(6, init_values=0.3), SHAPE),
+    "LayerScale2d": (lambda: layers.LayerScale2d(8, init_values=0.3), SHAPE),
     "Swish": (lambda: activations.Swish(), SHAPE),
     "Mish": (lambda: activations.Mish(), SHAPE),
     "HardSwish": (lambda: activations.HardSwish(), SHAPE),

@@ -196,12 +196,19 @@ def find_twin(module: nn.Module, codec: Codec) -> type[Twin] | None:
 
 
 # Layers that keep nothing of the activation's size, or whose activation belongs to another module.
-_QUIET = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding, nn.ZeroPad2d, nn.PixelShuffle, nn.Upsample, nn.Softmax)
+_quiet: list[type[nn.Module]] = [
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding, nn.ZeroPad2d, nn.PixelShuffle, nn.Upsample, nn.Softmax
+]  # fmt: skip
+
+
+def nothing_to_gain(*plain: type[nn.Module]) -> None:
+    """Note classes that keep nothing of the activation's size, so that a plan passes over their modules in silence."""
+    _quiet.extend(plain)
 
 
 def not_convertible(module: nn.Module) -> str | None:
     """Return why a module without a twin is left alone, or None where there is nothing to gain."""
-    if isinstance(module, _QUIET):
+    if isinstance(module, tuple(_quiet)):
         return None
     kinds = [plain for plain, _ in _twins if isinstance(module, plain)]
     if kinds:

@@ -7,7 +7,7 @@ r is exact; A^ is kept in the codec's form A'. With E = A' - A^ the error of dwe
 row is at most `r |w G| |E| (2 + |E| / sqrt(n)) / sqrt(n)`, as |A^| <= sqrt(n) in a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,19 @@ from tuckprop.layers._twin import Site, Twin, twin_of
 
 
 class FactoredRMSNorm(torch.autograd.Function):
-    """`F.rms_norm` that keeps a packed normalised input."""
+    """An RMSNorm, by whatever function computes it, that keeps a packed normalised input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, site: Site, shape: list[int], eps: float | None) -> Tensor:
-        """Compute `F.rms_norm`; keep one statistic a row, and the normalised input in packed form or the input."""
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        site: Site,
+        shape: list[int],
+        eps: float | None,
+        plain: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Compute `plain(x)`; keep one statistic a row, and the normalised input in packed form or the input."""
         ctx.axes = list(range(x.dim() - len(shape), x.dim()))
         size = x[(0,) * ctx.axes[0]].numel()
         norm = torch.linalg.vector_norm(x, dim=ctx.axes, keepdim=True, dtype=work_dtype(x))
@@ -34,7 +42,7 @@ class FactoredRMSNorm(torch.autograd.Function):
         invrms = norm.square_().div_(size).add_(margin).rsqrt_()
         packed = pack_normalised(site, x, lambda: F.rms_norm(x, shape, None, eps))[0]
         ctx.save_for_backward(weight, invrms, *keep(ctx, x, packed))
-        return F.rms_norm(x, shape, weight, eps)
+        return plain(x)
 
     @staticmethod
     @first_derivative_only
@@ -50,10 +58,10 @@ class FactoredRMSNorm(torch.autograd.Function):
         work = grad * normalised
         grad_weight = (work.sum(leading) if leading else work.clone()) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
-            return None, grad_weight, None, None, None
+            return None, grad_weight, *[None] * 4
         share = (work if weight is None else work.mul_(weight)).mean(ctx.axes, keepdim=True)
         grad_x = work.copy_(grad) if weight is None else torch.mul(grad, weight, out=work)
-        return grad_x.addcmul_(normalised, share, value=-1).mul_(invrms), grad_weight, None, None, None
+        return grad_x.addcmul_(normalised, share, value=-1).mul_(invrms), grad_weight, *[None] * 4
 
 
 def rms_norm(
@@ -64,9 +72,13 @@ def rms_norm(
     eps: float | None = None,
 ) -> Tensor:
     """Compute `F.rms_norm`, keeping a packed normalised input; arguments after `module` are that function's."""
+
+    def plain(x: Tensor) -> Tensor:
+        return F.rms_norm(x, normalized_shape, weight, eps)
+
     if not saves(input, weight):
-        return F.rms_norm(input, normalized_shape, weight, eps)
-    result: Tensor = FactoredRMSNorm.apply(input, weight, module._site, list(normalized_shape), eps)
+        return plain(input)
+    result: Tensor = FactoredRMSNorm.apply(input, weight, module._site, list(normalized_shape), eps, plain)
     return result
 
 
