@@ -171,7 +171,7 @@ def test_a_network_of_the_paper_learns_shapes(name: str, compressed: bool) -> No
     if compressed:
         convert(model, dict.fromkeys(zoo.paper_layers(name, 5), HOSVD(0.8)), pointwise=False)
     schedule = Schedule(
-        steps=24, validate_every=12, warmup=4, learning_rate=0.1, final_share=0.01, momentum=0.9, clip=1
+        steps=40, validate_every=20, warmup=4, learning_rate=0.05, final_share=0.01, momentum=0.9, clip=1
     )
     trainer = Trainer(model, schedule, task=TASK)
     train, val = Shapes(64, 4, seed=1, side=48), Shapes(16, 8, seed=2, side=48)
