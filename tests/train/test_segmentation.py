@@ -322,8 +322,11 @@ def test_plan_and_measure_take_the_papers_layers(tmp_path: Path, capsys: pytest.
     data = ["--data", "shapes", "--resolution", "32", "--train-size", "4", "--val-size", "2", "--batch-size", "2"]
     options = [*data, "--model", "pspnet_r18", "--codec", "hosvd", "--paper-layers", "5"]
     assert main(["plan", *options, "--save", str(tmp_path / "plan.json")]) == 0
-    sites = Plan.from_json((tmp_path / "plan.json").read_text()).sites
-    assert [site.name for site in sites if site.kind == "Conv2d"] == ["decoder.conv.0"]
+    made = Plan.from_json((tmp_path / "plan.json").read_text())
+    assert [site.name for site in made.sites if site.kind == "Conv2d"] == ["decoder.conv.0"]
+    model = convert(zoo.build("pspnet_r18", 3), made)
+    trained = {name.partition(".")[0] for name, value in model.named_parameters() if value.requires_grad}
+    assert trained == {"decoder", "classifier"}
     assert main(["measure", *options]) == 0
     assert "decoder.conv.0" in capsys.readouterr().out
     assert main(["plan", *data, "--model", "mcunet", "--paper-layers", "5"]) == 2

@@ -1,6 +1,6 @@
 """`tuckprop plan`: what a conversion would do and save."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +8,7 @@ import tyro
 
 import tuckprop
 from tuckprop.cli._options import CompressionOptions, to_compression
+from tuckprop.convert import keep_frozen
 from tuckprop.errors import ConfigError
 from tuckprop.train import DataSettings, Machine, NetworkSettings, choose, prepare
 
@@ -31,16 +32,18 @@ def plan(options: PlanOptions) -> int:
         raise ConfigError("plan: expected a codec to plan for, got plain; see --help for the codecs")
     prepared = prepare(options.network, options.data, options.machine, options.seed)
     images, _ = next(prepared.data.train.serve())
-    last, select = choose(prepared, compression)
+    choice = choose(prepared, compression)
+    keep_frozen(prepared.model, choice.frozen)
     made = tuckprop.plan(
         prepared.model,
         images.to(prepared.device),
         compression.codec,
-        last=last,
-        select=select,
+        last=choice.last,
+        select=choice.select,
         pointwise=compression.pointwise,
         budget=compression.budget,
     )
+    made = replace(made, frozen=choice.frozen or made.frozen)
     print(made)
     if options.save is not None:
         options.save.write_text(made.to_json(), encoding="utf-8")

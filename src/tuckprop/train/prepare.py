@@ -123,7 +123,9 @@ def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
     if settings.budget is not None and settings.codec is None:
         raise ConfigError("budget: expected a codec to set with it, got plain training; pass --codec subspace")
     model = prepared.model
-    last, select = choose(prepared, settings)
+    choice = choose(prepared, settings)
+    last, select = choice.last, choice.select
+    keep_frozen(model, choice.frozen)
     sites = tuple(choose_sites(model, last=last, select=select))
     if settings.codec is not None and settings.budget is not None:
         images, _ = next(iter(prepared.data.train.serve()))
@@ -144,17 +146,30 @@ def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
     return sites
 
 
-def choose(prepared: Prepared, settings: Compression) -> tuple[int | None, Select | None]:
-    """Return which layers to compress, as `tuckprop.convert` takes it: `last` and `select`.
+@dataclass(frozen=True)
+class Choice:
+    """Which layers are trained and compressed.
 
-    The paper's lists name what is trained, too: the rest of the model is frozen here, in place.
+    Attributes:
+        last: As `tuckprop.convert` takes it.
+        select: As `tuckprop.convert` takes it.
+        frozen: Names of modules to freeze besides what `last` freezes.
+    """
+
+    last: int | None
+    select: Select | None
+    frozen: tuple[str, ...] = ()
+
+
+def choose(prepared: Prepared, settings: Compression) -> Choice:
+    """Return which layers of the model the settings mean.
 
     Raises:
         ConfigError: The layers are given twice, or the paper has no such list.
     """
     pattern, count = settings.select, settings.paper_layers
     if count is None:
-        return settings.last, None if pattern is None else lambda name, module: fnmatchcase(name, pattern)
+        return Choice(settings.last, None if pattern is None else lambda name, module: fnmatchcase(name, pattern))
     for name in ("last", "select"):
         if (value := getattr(settings, name)) is not None:
             raise ConfigError(
@@ -162,5 +177,5 @@ def choose(prepared: Prepared, settings: Compression) -> tuple[int | None, Selec
                 "which layers are trained and compressed"
             )
     layers = zoo.paper_layers(prepared.name, count)
-    keep_frozen(prepared.model, names_beside(prepared.model, zoo.paper_trained(prepared.name, count)))
-    return None, lambda name, module: name in layers
+    frozen = names_beside(prepared.model, zoo.paper_trained(prepared.name, count))
+    return Choice(None, lambda name, module: name in layers, frozen)
