@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import tyro
-from arms import METHODS, NETWORKS, Training, batches
+from arms import METHODS, NETWORKS, SEED, Network, Training, batches
 from environment import environment, in_words
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +32,7 @@ class Options:
     weights: Path | None = None
     """Weights for MCUNet (safetensors)."""
     networks: tuple[str, ...] = ("mcunet", "mobilenetv2", "resnet18", "swin-t")
-    """Of those in arms.py."""
+    """Of those in arms.py, or timm:NAME, which are trained at 224 x 224 in batches of 8."""
     methods: tuple[str, ...] = ("dense", "hosvd-0.8", "svd-0.8", "subspace-0.8")
     """Of those in arms.py."""
     train: int = 0
@@ -58,6 +58,7 @@ def kind(model: nn.Module, name: str) -> str:
 
 def gradients(training: Training, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return every parameter's gradient."""
+    torch.manual_seed(SEED)  # One drop path for all.
     training.model.zero_grad()
     training.loss(images, labels).backward()
     return {name: p.grad.detach().clone() for name, p in training.model.named_parameters() if p.grad is not None}
@@ -69,10 +70,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console(width=140)
     for network in options.networks:
-        plain = Training(NETWORKS[network], "plain", torch.device("cpu"), options.weights)
-        served = list(
-            batches(NETWORKS[network], options.data, options.data_path, options.train + 1, torch.device("cpu"))
-        )
+        trained = NETWORKS.get(network) or Network(network, batch=8, resolution=224)
+        plain = Training(trained, "plain", torch.device("cpu"), options.weights)
+        served = list(batches(trained, options.data, options.data_path, options.train + 1, torch.device("cpu")))
         for pair in served[:-1]:
             plain.step(*pair)
         state = copy.deepcopy(plain.model.state_dict())
