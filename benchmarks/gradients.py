@@ -78,7 +78,7 @@ def main() -> None:
         state = copy.deepcopy(plain.model.state_dict())
         exact = gradients(plain, *served[-1])
         kinds: dict[str, list[str]] = {}
-        for name in exact:
+        for name in (n for n, gradient in exact.items() if gradient.any()):  # Of zero there is no direction.
             kinds.setdefault(kind(plain.model, name), []).append(name)
         table = Table("gradient of", "parameters", *options.methods, title=f"{network}: median cosine (least)")
         columns: dict[str, dict[str, Tensor]] = {}
@@ -87,7 +87,7 @@ def main() -> None:
             arm = copy.copy(plain)
             arm.model = METHODS[method].prepare(copy.deepcopy(plain.model), plain.network.last)
             columns[method] = gradients(arm, *served[-1])
-        rows = {**dict(sorted(kinds.items())), "all in one vector": list(exact)}
+        rows = {**dict(sorted(kinds.items())), "all in one vector": sum(kinds.values(), [])}
         for label, names in rows.items():
             cells = []
             for found in columns.values():
