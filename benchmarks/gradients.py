@@ -9,6 +9,7 @@ MCUNet) make activations of a higher rank than training does: `--train N` takes 
 import copy
 import statistics
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -87,7 +88,7 @@ def main() -> None:
             arm = copy.copy(plain)
             arm.model = METHODS[method].prepare(copy.deepcopy(plain.model), plain.network.last)
             columns[method] = gradients(arm, *served[-1])
-        rows = {**dict(sorted(kinds.items())), "all in one vector": sum(kinds.values(), [])}
+        rows = {**dict(sorted(kinds.items())), "all in one vector": list(chain(*kinds.values()))}
         for label, names in rows.items():
             cells = []
             for found in columns.values():
