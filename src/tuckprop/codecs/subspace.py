@@ -29,8 +29,9 @@ _WORTH = 0.85
 # beside its size, as in late layers, a basis fits its own batch and no other.
 _PATIENCE = 3
 
-# Up to this size a mode's Gram matrix and its eigendecomposition cost less than subspace iteration.
-_WIDE = 128
+# Up to this size a mode's Gram matrix and its eigendecomposition cost less than subspace iteration; beyond it they do
+# again where more than a third of the basis is known.
+_WIDE = 256
 
 # An activation's sizes without the batch: bases of images of different sizes are kept apart.
 _Key = tuple[int, ...]
@@ -207,7 +208,7 @@ class SubspaceTracker:
         size = y.shape[mode]
         found = None
         if energy and self.epsilon < 1:
-            if size > _WIDE and (before is None or before.basis.shape[1] < size // 8):
+            if size > _WIDE and (before is None or before.basis.shape[1] < size // 3):
                 found = remembering_within(y, mode, self.epsilon, energy, before)
             if found is None and size * size <= y.numel():
                 found = remembering(y, mode, self.epsilon, energy, before)

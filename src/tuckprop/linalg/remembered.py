@@ -55,7 +55,8 @@ def remembering_within(
 ) -> Remembered | None:
     """Return a basis found by block subspace iteration, for modes whose whole Gram matrix would cost too much.
 
-    The block is what was known, and a few random columns; two steps of iteration follow, then a rotation within it.
+    The block is what was known, and a few random columns; a step of iteration follows (two, where nothing was known),
+    then a rotation within it.
     Arguments are those of `remembering`.
 
     Returns:
@@ -67,7 +68,7 @@ def remembering_within(
     block = torch.randn(size, width, generator=generator, dtype=torch.float32).to(x)
     if before is not None:
         block = torch.cat([before.basis.to(x), block], 1)
-    for _ in range(2):
+    for _ in range(1 if before is not None else 2):
         block = iterate(x, block, mode)
     within = None if before is None else Remembered(block.T @ before.basis.to(x), before.shares)
     found = _leading(mode_gram(mode_product(x, block, mode), mode), epsilon, energy, within)
