@@ -48,7 +48,9 @@ def test_this_tensor_keeps_its_share(
     for _ in range(3):
         x = torch.randn(shape, generator=generator)
         found = find(x, mode, epsilon, energy(x), before)
-        assert found is not None
+        if found is None:  # A block of what is known and a few columns need not reach it: the caller goes another way.
+            assert find is remembering_within
+            continue
         rank = found.basis.shape[1]
         torch.testing.assert_close(found.basis.T @ found.basis, torch.eye(rank), atol=1e-4, rtol=0)
         assert kept(x, found.basis, mode) >= epsilon - 1e-4
