@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.cases import CODECS, FACTORED, decaying
-from tuckprop.codecs import Codec, Dense, GradientFilter, Packed
+from tuckprop.codecs import HOSVD8, Codec, Dense, GradientFilter, Packed
 from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.linalg.modes import expand, mode_product
 
@@ -24,7 +24,8 @@ def shapes_for(codec: Codec) -> list[tuple[int, ...]]:
 
 PACKINGS = [(codec, shape) for codec in EVERY for shape in shapes_for(codec)]
 each_packing = pytest.mark.parametrize(("codec", "shape"), PACKINGS, ids=repr)
-each_codec = pytest.mark.parametrize("codec", EVERY, ids=repr)
+# Those that do not round what they keep: see test_hosvd8.py for the one that does.
+each_codec = pytest.mark.parametrize("codec", [codec for codec in EVERY if not isinstance(codec, HOSVD8)], ids=repr)
 
 
 def pack(codec: Codec, shape: tuple[int, ...]) -> tuple[Tensor, Packed]:

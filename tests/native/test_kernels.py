@@ -1,15 +1,21 @@
 """The compiled kernels compute what PyTorch's operations do, for every size, and are missed by nobody."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.testing import assert_close
 
+import tuckprop
+from tests.cases import decaying
 from tests.layers.pointwise import assert_same_step, twin
-from tuckprop import native
+from tuckprop import HOSVD, Dense, native
+from tuckprop.codecs import Codec
 from tuckprop.layers.smooth import Smooth, level_code
 from tuckprop.native import _build
 
@@ -137,3 +143,93 @@ class TestBuild:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         assert _build.library.__wrapped__() is not None
+
+
+# Of kernel, stride, padding and dilation.
+WINDOW_RANGES = ((1, 6), (1, 3), (0, 3), (1, 3))
+WINDOW = st.tuples(*[st.tuples(st.integers(low, high), st.integers(low, high)) for low, high in WINDOW_RANGES])
+
+
+@needs_compiler
+@given(window=WINDOW, plane=st.tuples(st.integers(1, 40), st.integers(1, 40)), bias=st.booleans())
+def test_depthwise(window: tuple[tuple[int, int], ...], plane: tuple[int, int], bias: bool) -> None:
+    kernel, stride, padding, dilation = window
+    assume(all(plane[a] + 2 * padding[a] > dilation[a] * (kernel[a] - 1) for a in (0, 1)))
+    x, weight, shift = (
+        normal(6 * plane[0] * plane[1]).view(2, 3, *plane),
+        normal(3 * kernel[0] * kernel[1], 1),
+        normal(3),
+    )
+    weight = weight.view(3, 1, *kernel)
+    expected = nn.functional.conv2d(x, weight, shift if bias else None, stride, padding, dilation, 3)
+    y = torch.full_like(expected, torch.nan)
+    native.depthwise(x, weight, shift if bias else None, y, window)
+    assert_close(y, expected, rtol=1e-5, atol=1e-4)
+    grad = normal(y.numel(), 2).view_as(y)
+    expected_x, expected_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0, 0], 3, [True, True, False]
+    )
+    grad_x, grad_weight = torch.full_like(x, torch.nan), torch.full_like(weight, torch.nan)
+    native.depthwise_input(grad, weight, grad_x, window)
+    native.depthwise_weight(x, grad, grad_weight, window)
+    assert_close(grad_x, expected_x, rtol=1e-5, atol=1e-4)
+    assert_close(grad_weight, expected_weight, rtol=1e-4, atol=1e-3)
+
+
+@needs_compiler
+@given(sizes=st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(2, 300)), affine=st.booleans())
+def test_batch_norm(sizes: tuple[int, int, int], affine: bool) -> None:
+    samples, channels, positions = sizes
+    x = normal(samples * channels * positions).view(sizes) + 50
+    weight, bias = (normal(channels, 1), normal(channels, 2)) if affine else (None, None)
+    y = torch.empty_like(x)
+    mean, invstd, var = native.batch_norm(x, y, weight, bias, 1e-5)
+    double = x.double()
+    assert_close(mean.double(), double.mean((0, 2)), rtol=1e-6, atol=0)
+    assert_close(var.double(), double.var((0, 2), correction=0), rtol=1e-5, atol=1e-9)
+    assert_close(invstd.double(), (double.var((0, 2), correction=0) + 1e-5).rsqrt(), rtol=1e-5, atol=0)
+    leaves = [double.requires_grad_(), *[t.double().requires_grad_() for t in (weight, bias) if t is not None]]
+    expected = nn.functional.batch_norm(leaves[0], None, None, *(leaves[1:] or (None, None)), True, 0.0, 1e-5)
+    assert_close(y.double(), expected.detach(), rtol=1e-4, atol=1e-4)
+    grad = normal(x.numel(), 3).view_as(x)
+    gradients = torch.autograd.grad(expected, leaves, grad.double())
+    out = torch.empty_like(grad)
+    grad_weight, grad_bias = native.batch_norm_backward(grad, x, weight, mean, invstd, out)
+    scale = float(gradients[0].abs().max()) + float((invstd * grad.abs().amax()).max())
+    assert_close(out.double(), gradients[0], rtol=1e-4, atol=1e-4 * scale)
+    if affine:
+        assert_close(grad_weight.double(), gradients[1], rtol=1e-4, atol=1e-3)
+        assert_close(grad_bias.double(), gradients[2], rtol=1e-4, atol=1e-3)
+    again = native.batch_norm_backward(grad, x, weight, mean, invstd, grad)
+    assert torch.equal(grad, out)
+    assert torch.equal(again[0], grad_weight)
+
+
+@needs_compiler
+@pytest.mark.parametrize("codec", [Dense(), HOSVD(0.9)], ids=repr)
+@pytest.mark.parametrize("options", [{"kernel_size": 3, "padding": 1}, {"kernel_size": 5, "stride": 2}])
+def test_a_depthwise_layer_and_its_norm_compute_the_same(
+    codec: Codec, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a bias, whose gradient a batch norm makes zero.
+    model = nn.Sequential(
+        nn.Conv2d(6, 6, groups=6, bias=False, **options), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6)
+    )
+    steps = []
+    for kernels in (True, False):
+        twin = tuckprop.convert(copy.deepcopy(model), codec)
+        x = decaying((4, 6, 40, 40), seed=1, dtype=torch.float32).requires_grad_()
+        with monkeypatch.context() as patch:
+            if not kernels:
+                patch.setattr(native, "serves", lambda _: False)
+            y = twin(x)
+            y.backward(normal(y.numel()).view_as(y))
+        steps.append([y.detach(), x.grad, *[p.grad for p in twin.parameters()], *twin.buffers()])
+    for one, other in zip(*steps, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max() + 1))
+
+
+def test_a_channels_last_weight_keeps_the_output_channels_last() -> None:
+    layer = nn.Conv2d(8, 8, 3, padding=1, groups=8).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 32, 32)
+    assert tuckprop.convert(copy.deepcopy(layer), Dense())(x).stride() == layer(x).stride()

@@ -5,12 +5,14 @@ from tuckprop.codecs.asi import ASI
 from tuckprop.codecs.dense import Dense, DensePacked
 from tuckprop.codecs.gradient_filter import GradientFilter
 from tuckprop.codecs.hosvd import HOSVD
+from tuckprop.codecs.hosvd8 import HOSVD8
 from tuckprop.codecs.subspace import Subspace
 from tuckprop.codecs.svd import SVD
 
 __all__ = [
     "ASI",
     "HOSVD",
+    "HOSVD8",
     "SVD",
     "Codec",
     "Dense",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs import Packed
+from tuckprop.layers import _depthwise
 from tuckprop.layers._geometry import Geometry
 from tuckprop.linalg.layout import memory_order
 from tuckprop.linalg.modes import mode_product
@@ -53,7 +54,9 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
 
 
 def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Return PyTorch's own weight gradient at the input `x` [b, c, h..]."""
+    """Return the weight gradient at the input `x` [b, c, h..], PyTorch's own but for depthwise layers on a CPU."""
+    if _depthwise.serves_weight(x, x.shape, weight, geometry):
+        return _depthwise.weight_gradient(x, grad, weight, geometry)
     gradient: Tensor = torch.ops.aten.convolution_backward(
         grad,
         geometry.pad_input(x),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from tuckprop.codecs import DensePacked, Packed
+from tuckprop.layers import _depthwise
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
@@ -47,6 +48,8 @@ class FactoredConvolution(torch.autograd.Function):
         ctx.has_bias = bias is not None
         ctx.packed = None if packed is None else (type(packed), packed.meta)
         ctx.save_for_backward(weight, *(() if packed is None else packed.tensors()))
+        if _depthwise.serves(x, x.shape, weight, geometry):
+            return _depthwise.output(x, weight, bias, geometry)
         result: Tensor = plain(x, weight, bias)
         return result
 
@@ -60,7 +63,8 @@ class FactoredConvolution(torch.autograd.Function):
         if needs_weight:
             kind, meta = ctx.packed
             packed = kind.rebuild(kept, meta)
-        if isinstance(packed, DensePacked) and not ctx.geometry.pads_explicitly:
+        depthwise = _depthwise.serves_weight(grad, ctx.shape, weight, ctx.geometry)
+        if isinstance(packed, DensePacked) and not depthwise and not ctx.geometry.pads_explicitly:
             mask = (needs_x, True, ctx.has_bias and needs_bias)
             return *_plain_gradients(grad, packed.dense(), weight, ctx.geometry, mask), None, None, None
         # First, so that what it takes on the way is gone when the input's gradient takes its memory.
@@ -105,6 +109,8 @@ def input_gradient(
     Returns:
         Shape `shape`.
     """
+    if layout == torch.contiguous_format and _depthwise.serves(grad, shape, weight, geometry):
+        return _depthwise.input_gradient(grad, weight, shape, geometry)
     padded = list(shape)
     for axis, (before, after) in enumerate(geometry.explicit):
         padded[2 + axis] += before + after
@@ -169,7 +175,7 @@ def factored_convolution(
         geometry: The layer's geometry.
 
     Returns:
-        The plain layer's output, bit for bit.
+        The plain layer's output, bit for bit but for depthwise layers on a CPU, whose sums have another order.
     """
     if not trains(module, x, weight, bias):
         return plain(x, weight, bias)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuckprop import native
 from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
 from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, saves, work_dtype
@@ -27,6 +28,9 @@ from tuckprop.layers._twin import Site, Twin, twin_of
 from tuckprop.linalg.layout import is_dense, memory_order
 
 _aten = torch.ops.aten
+
+# Planes of fewer elements gain nothing from the compiled kernels.
+_POSITIONS = 16
 
 Gradients = list[Tensor | None]
 
@@ -115,6 +119,14 @@ def plain(
         eps: As there.
         buffer: Like the output, to be overwritten with it, or None. Fresh memory would cost more than the norm itself.
     """
+    if training and _served(x, weight, bias, running_mean, running_var):
+        y = torch.empty_like(x) if buffer is None else buffer
+        mean, invstd, var = native.batch_norm(x, y, weight, bias, eps)
+        if running_mean is not None and running_var is not None:
+            samples = x.numel() // x.shape[1]
+            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+            running_var.mul_(1 - momentum).add_(var, alpha=momentum * samples / (samples - 1))
+        return y, mean, invstd
     arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
     if buffer is not None and _overwrites_rightly(x, buffer):
         statistics = buffer.new_empty(0), buffer.new_empty(0)
@@ -124,13 +136,24 @@ def plain(
     return y, mean, invstd
 
 
+def _served(x: Tensor, *others: Tensor | None) -> bool:
+    """Say whether the compiled kernels take `x` [b, c, s..] and what goes with it: planes, channels first."""
+    planes = x.is_contiguous() and x.numel() >= _POSITIONS * x.shape[0] * x.shape[1]
+    alike = all(t is None or (t.dtype == x.dtype and t.is_contiguous()) for t in others)
+    return planes and alike and native.serves(x)
+
+
 def _overwrites_rightly(x: Tensor, buffer: Tensor) -> bool:
     """Say whether PyTorch's kernel with `out` computes what the other does: not where it would have to copy `x`."""
     return x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64} and x.stride() == buffer.stride()
 
 
 def normalised(x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Tensor:
-    """Return A^ by PyTorch's kernel, from these statistics or from those of `x`."""
+    """Return A^, from these statistics or from those of `x`."""
+    if mean is None and _served(x):
+        y = torch.empty_like(x)
+        native.batch_norm(x, y, None, None, eps)
+        return y
     # Weights in the precision of the statistics keep those in it, where `x` is in half precision.
     channels = torch.ones(x.shape[1], dtype=work_dtype(x) if mean is None else mean.dtype, device=x.device)
     result: Tensor = _aten.native_batch_norm(
@@ -160,7 +183,9 @@ def _scaled(grad: Tensor, owned: bool, scale: Tensor) -> Tensor:
 def _from_input(
     ctx: Any, grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, spread: Tensor, mask: list[bool]
 ) -> Gradients:
-    """Run PyTorch's own backward on the input itself."""
+    """Return the gradients from the input itself."""
+    if ctx.training and _served(grad, x, weight):
+        return _native_backward(grad, ctx.owns_gradient, x, weight, mean, spread, mask)
     statistics = (None, None, mean, spread) if ctx.training else (mean, spread, None, None)
     gradients = _aten.native_batch_norm_backward(grad, x, weight, *statistics, ctx.training, ctx.eps, mask)
     return [gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True)]
@@ -194,7 +219,7 @@ def packed_backward(
     scale = invstd if weight is None else weight * invstd
     form = one_factor(packed, grad, (1,))
     if form is None:
-        return _rebuilt_backward(packed, grad, weight, scale, training, mask)
+        return _rebuilt_backward(packed, grad, owned, weight, scale, training, mask)
     sums, grad_sum = form.sums(grad)
     grad_x = None
     if mask[0] and training:
@@ -206,12 +231,25 @@ def packed_backward(
     return [grad_x, grad_weight, grad_sum.to(invstd.dtype) if mask[2] else None]
 
 
-def _rebuilt_backward(
-    packed: Packed, grad: Tensor, weight: Tensor | None, scale: Tensor, training: bool, mask: list[bool]
+def _native_backward(
+    grad: Tensor, owned: bool, x: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, mask: list[bool]
 ) -> Gradients:
-    """Run PyTorch's own backward on A' as an input of mean 0 and deviation 1."""
+    """Run the compiled kernel, for training statistics."""
+    out = None
+    if mask[0]:
+        out = grad if owned else torch.empty_like(grad)
+    grad_weight, grad_bias = native.batch_norm_backward(grad, x, weight, mean, invstd, out)
+    return [out, grad_weight if mask[1] else None, grad_bias if mask[2] else None]
+
+
+def _rebuilt_backward(
+    packed: Packed, grad: Tensor, owned: bool, weight: Tensor | None, scale: Tensor, training: bool, mask: list[bool]
+) -> Gradients:
+    """Return the gradients from A' as an input of mean 0 and deviation 1."""
     x = rebuild(packed, memory_order(grad))
     mean, invstd = torch.zeros_like(scale), torch.ones_like(scale)
+    if training and _served(grad, x, scale):
+        return _native_backward(grad, owned, x, scale, mean, invstd, mask)
     statistics = (None, None, mean, invstd) if training else (mean, invstd, None, None)
     gradients = _aten.native_batch_norm_backward(grad, x, scale, *statistics, training, 0.0, mask)
     return [gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True)]

@@ -5,7 +5,7 @@ not serve, PyTorch's operations compute the same: nothing depends on them but ti
 """
 
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,15 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "scale": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int),
     "max_pool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
     "max_unpool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
+    "batch_norm": (*[c_void_p] * 7, *[c_int64] * 3, c_double),
+    "batch_norm_backward": (*[c_void_p] * 8, *[c_int64] * 3),
+    "depthwise": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
+    "depthwise_input": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
+    "depthwise_weight": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
 }
+
+# Taps of a depthwise kernel, at most; as in depthwise.c.
+MOST_TAPS = 121
 
 
 @lru_cache(maxsize=8)
@@ -122,9 +130,103 @@ def max_unpool(grad: Tensor, taps: Tensor, out: Tensor, window: Sequence[Sequenc
     _kernel("max_unpool")(grad.data_ptr(), taps.data_ptr(), out.data_ptr(), *_window(out, grad, window))
 
 
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, window: Sequence[Sequence[int]]) -> None:
+    """Write the depthwise convolution into `y`.
+
+    Args:
+        x: float32 [b, c, h, v], contiguous.
+        weight: float32 [c, 1, k, l], contiguous; at most MOST_TAPS taps.
+        bias: float32 [c], or None.
+        y: float32 [b, c, m, n], contiguous.
+        window: Kernel, stride, padding and dilation, each for rows and columns.
+    """
+    pointer = None if bias is None else bias.data_ptr()
+    sizes = _sizes(x, y, window)
+    _kernel("depthwise")(x.data_ptr(), weight.data_ptr(), pointer, y.data_ptr(), *x.shape[:2], sizes)
+
+
+def depthwise_input(grad: Tensor, weight: Tensor, out: Tensor, window: Sequence[Sequence[int]]) -> None:
+    """Write the gradient of the input of `depthwise` into `out` [b, c, h, v], from that of its output [b, c, m, n]."""
+    sizes = _sizes(out, grad, window)
+    _kernel("depthwise_input")(grad.data_ptr(), weight.data_ptr(), out.data_ptr(), *out.shape[:2], sizes)
+
+
+def depthwise_weight(x: Tensor, grad: Tensor, out: Tensor, window: Sequence[Sequence[int]]) -> None:
+    """Write the gradient of the weight of `depthwise` into `out` [c, 1, k, l], from input and output gradient."""
+    _kernel("depthwise_weight")(x.data_ptr(), grad.data_ptr(), out.data_ptr(), *x.shape[:2], _sizes(x, grad, window))
+
+
+def batch_norm(
+    x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the batch norm of `x` by its own statistics into `y`.
+
+    Args:
+        x: float32 [b, c, s..], contiguous.
+        y: Likewise; may be `x`.
+        weight: float32 [c], contiguous, or None for ones.
+        bias: Likewise, or None for zeros.
+        eps: Added to the variance.
+
+    Returns:
+        Mean, 1 / sqrt(variance + eps), and variance (over all values, not one less), each [c].
+    """
+    mean, invstd, var = (torch.empty(x.shape[1], device="cpu") for _ in range(3))
+    pointers = [None if t is None else t.data_ptr() for t in (x, y, weight, bias, mean, invstd, var)]
+    _kernel("batch_norm")(*pointers, *_planes(x), eps)
+    return mean, invstd, var
+
+
+def batch_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of the input of `batch_norm` into `out`, and return those of weight and bias [c].
+
+    Args:
+        grad: Gradient of the output, float32 [b, c, s..], contiguous.
+        x: The input, likewise.
+        weight: float32 [c], contiguous, or None for ones.
+        mean: float32 [c], as returned by `batch_norm`.
+        invstd: Likewise.
+        out: Like `grad`; may be `grad`; None where it is not wanted.
+    """
+    grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
+    tensors = (grad, x, weight, mean, invstd, out, grad_weight, grad_bias)
+    pointers = [None if t is None else t.data_ptr() for t in tensors]
+    _kernel("batch_norm_backward")(*pointers, *_planes(x))
+    return grad_weight, grad_bias
+
+
+def _planes(x: Tensor) -> tuple[int, int, int]:
+    """Return samples, channels and positions of `x` [b, c, s..]."""
+    return x.shape[0], x.shape[1], x.numel() // (x.shape[0] * x.shape[1])
+
+
 def _window(x: Tensor, y: Tensor, window: Sequence[Sequence[int]]) -> tuple[int, Any]:
-    sizes = [*x.shape[-2:], *y.shape[-2:], *[number for pair in window for number in pair]]
-    return x.numel() // (x.shape[-1] * x.shape[-2]), (c_int64 * 12)(*sizes)
+    return x.numel() // (x.shape[-1] * x.shape[-2]), _sizes(x, y, window)
 
 
-__all__ = ["clamp", "encode", "gate", "max_pool", "max_unpool", "scale", "serves"]
+def _sizes(x: Tensor, y: Tensor, window: Sequence[Sequence[int]]) -> Any:
+    return (c_int64 * 12)(*x.shape[-2:], *y.shape[-2:], *[number for pair in window for number in pair])
+
+
+__all__ = [
+    "MOST_TAPS",
+    "batch_norm",
+    "batch_norm_backward",
+    "clamp",
+    "depthwise",
+    "depthwise_input",
+    "depthwise_weight",
+    "encode",
+    "gate",
+    "max_pool",
+    "max_unpool",
+    "scale",
+    "serves",
+]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 log = logging.getLogger("tuckprop")
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "depthwise.c", "batch_norm.c"))
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 
 
@@ -53,7 +53,7 @@ def _fingerprint(compiler: str) -> str:
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     processor = sorted({line for line in lines if line.lower().startswith(("flags", "features", "cpu part"))})
     facts = (
-        _SOURCE.read_text(),
+        *[source.read_text() for source in _SOURCES],
         compiler,
         str(Path(compiler).stat().st_mtime),
         platform.machine(),
@@ -65,8 +65,9 @@ def _fingerprint(compiler: str) -> str:
 
 def _compile(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part, whole = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+        parts, whole = [Path(folder, f"{source.stem}.o") for source in _SOURCES], Path(folder, "kernels.so")
+        steps = [[*_FLAGS, "-c", str(s), "-o", str(part)] for s, part in zip(_SOURCES, parts, strict=True)]
         # Linked without -fopenmp: a second copy of its library would have threads of its own.
-        for arguments in ([*_FLAGS, "-c", str(_SOURCE), "-o", str(part)], ["-shared", str(part), "-o", str(whole)]):
+        for arguments in [*steps, ["-shared", *map(str, parts), "-o", str(whole)]]:
             subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=120)
         whole.replace(path)
