@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs import Packed
-from tuckprop.layers import _depthwise
+from tuckprop.layers import _depthwise, _one_tap
 from tuckprop.layers._geometry import Geometry
 from tuckprop.linalg.layout import memory_order
 from tuckprop.linalg.modes import mode_product
@@ -54,7 +54,9 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
 
 
 def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Return the weight gradient at the input `x` [b, c, h..], PyTorch's own but for depthwise layers on a CPU."""
+    """Return the weight gradient at the input `x` [b, c, h..]."""
+    if _one_tap.serves_weight(x, x.shape, weight, geometry):
+        return _one_tap.weight_gradient(x, grad, weight)
     if _depthwise.serves_weight(x, x.shape, weight, geometry):
         return _depthwise.weight_gradient(x, grad, weight, geometry)
     gradient: Tensor = torch.ops.aten.convolution_backward(

@@ -1,7 +1,8 @@
 """Conv1d, Conv2d, Conv3d and their transposes.
 
 Index legend: b batch, c input channels, o output channels, h.. input positions, m.. output positions, k.. kernel taps.
-The input gradient comes from the weight alone and is PyTorch's own. The weight gradient is
+The input gradient comes from the weight alone and is exact. Output and input gradient are computed by PyTorch, but for
+depthwise layers and layers of one tap on a CPU (`_depthwise.py`, `_one_tap.py`). The weight gradient is
     dW[o, c, k..] = sum_{b, m..} A[b, c, window(m.., k..)] G[b, o, m..]
 and comes from the factors of A by one of three routes, the cheapest by a count of operations and bytes:
     factored  every sum over positions is a product with a windowed spatial factor, A is never formed;
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from tuckprop.codecs import DensePacked, Packed
-from tuckprop.layers import _depthwise
+from tuckprop.layers import _depthwise, _one_tap
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
@@ -48,6 +49,8 @@ class FactoredConvolution(torch.autograd.Function):
         ctx.has_bias = bias is not None
         ctx.packed = None if packed is None else (type(packed), packed.meta)
         ctx.save_for_backward(weight, *(() if packed is None else packed.tensors()))
+        if _one_tap.serves(x, x.shape, weight, geometry):
+            return _one_tap.output(x, weight, bias)
         if _depthwise.serves(x, x.shape, weight, geometry):
             return _depthwise.output(x, weight, bias, geometry)
         result: Tensor = plain(x, weight, bias)
@@ -63,8 +66,8 @@ class FactoredConvolution(torch.autograd.Function):
         if needs_weight:
             kind, meta = ctx.packed
             packed = kind.rebuild(kept, meta)
-        depthwise = _depthwise.serves_weight(grad, ctx.shape, weight, ctx.geometry)
-        if isinstance(packed, DensePacked) and not depthwise and not ctx.geometry.pads_explicitly:
+        own = any(path.serves_weight(grad, ctx.shape, weight, ctx.geometry) for path in (_one_tap, _depthwise))
+        if isinstance(packed, DensePacked) and not own and not ctx.geometry.pads_explicitly:
             mask = (needs_x, True, ctx.has_bias and needs_bias)
             return *_plain_gradients(grad, packed.dense(), weight, ctx.geometry, mask), None, None, None
         # First, so that what it takes on the way is gone when the input's gradient takes its memory.
@@ -97,7 +100,7 @@ def _plain_gradients(
 def input_gradient(
     grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry, layout: torch.memory_format
 ) -> Tensor:
-    """Return PyTorch's gradient of a convolution's input.
+    """Return the gradient of a convolution's input.
 
     Args:
         grad: Gradient of the output, [b, o, m..].
@@ -109,8 +112,11 @@ def input_gradient(
     Returns:
         Shape `shape`.
     """
-    if layout == torch.contiguous_format and _depthwise.serves(grad, shape, weight, geometry):
-        return _depthwise.input_gradient(grad, weight, shape, geometry)
+    if layout == torch.contiguous_format:
+        if _one_tap.serves(grad, shape, weight, geometry):
+            return _one_tap.input_gradient(grad, weight)
+        if _depthwise.serves(grad, shape, weight, geometry):
+            return _depthwise.input_gradient(grad, weight, shape, geometry)
     padded = list(shape)
     for axis, (before, after) in enumerate(geometry.explicit):
         padded[2 + axis] += before + after
@@ -175,7 +181,7 @@ def factored_convolution(
         geometry: The layer's geometry.
 
     Returns:
-        The plain layer's output, bit for bit but for depthwise layers on a CPU, whose sums have another order.
+        The plain layer's output, bit for bit, or to rounding where `_one_tap` or `_depthwise` computes it.
     """
     if not trains(module, x, weight, bias):
         return plain(x, weight, bias)

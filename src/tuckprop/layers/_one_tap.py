@@ -1,0 +1,76 @@
+"""Convolutions of one tap (1 x 1) on a CPU, channels first, as one product of matrices a sample.
+
+Index legend: b batch, c input channels, o output channels, p positions; X input, W weight, G output gradient:
+    Y[b] = W X[b]        dX[b] = W^T G[b]        dW = sum_b G[b] X[b]^T
+PyTorch's convolution takes channels-first tensors into another layout and back, for which it needs another two tensors
+of the size and two to four times the time of the products.
+"""
+
+from math import prod
+
+import torch
+from torch import Size, Tensor, nn
+
+from tuckprop.layers._geometry import Geometry
+
+# With fewer positions a sample, products are too small to gain (measured on two cores: 7 x 7).
+_POSITIONS = 49
+
+
+def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
+    """Say whether `output` and `input_gradient` take these.
+
+    Args:
+        x: Input of the layer or gradient of its output, [b, c, s..].
+        shape: Shape of the input.
+        weight: [o, c, 1..].
+        geometry: The layer's geometry.
+    """
+    return (
+        prod(geometry.kernel) == prod(geometry.stride) == geometry.groups == 1
+        and not geometry.transposed
+        and not any(before or after for before, after in geometry.padding)
+        and prod(shape[2:]) >= _POSITIONS
+        and x.device.type == "cpu"
+        and x.dtype in {torch.float32, torch.float64}
+        and type(x) in {Tensor, nn.Parameter}
+        and x.is_contiguous()
+        and weight.dtype == x.dtype
+        # A weight in channels_last asks for such an output.
+        and weight.flatten(1).is_contiguous()
+        and not _channels_last(weight)
+    )
+
+
+def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
+    """Say whether `weight_gradient` takes these, in a work buffer no larger than input and output gradient together."""
+    outputs, channels = weight.shape[:2]
+    return outputs * channels <= (outputs + channels) * prod(shape[2:]) and serves(x, shape, weight, geometry)
+
+
+def _channels_last(weight: Tensor) -> bool:
+    return weight.dim() > 3 and weight.shape[1] > 1 and weight.stride(-1) != 1
+
+
+def output(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the convolution of `x` [b, c, s..] with `weight` [o, c, 1..] and `bias` [o]: [b, o, s..]."""
+    y = _products(weight.flatten(1), x)
+    return y if bias is None else y.add_(bias.view(-1, *[1] * (x.dim() - 2)))
+
+
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the input, [b, c, s..], from that of the output, [b, o, s..]."""
+    return _products(weight.flatten(1).T, grad)
+
+
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the weight, [o, c, 1..], from input [b, c, s..] and output gradient [b, o, s..]."""
+    return torch.bmm(grad.flatten(2), x.flatten(2).transpose(1, 2)).sum(0).view_as(weight)
+
+
+def _products(matrix: Tensor, x: Tensor) -> Tensor:
+    """Return `matrix` [n, m] times each sample of `x` [b, m, s..], in a tensor that is no view."""
+    # A view that leaves an autograd function may not change in place.
+    y = x.new_empty(len(x), len(matrix), *x.shape[2:])
+    torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2), out=y.flatten(2))
+    return y

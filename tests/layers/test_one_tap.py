@@ -1,0 +1,76 @@
+"""Convolutions of one tap as products of matrices: who is served, and that nobody can tell from the result."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import tuckprop
+from tests.cases import decaying
+from tuckprop import HOSVD, Dense
+from tuckprop.codecs import Codec
+from tuckprop.layers import _one_tap
+
+LAYERS = {
+    "1d": (nn.Conv1d(4, 6, 1), (3, 4, 60)),
+    "2d": (nn.Conv2d(4, 6, 1), (3, 4, 8, 9)),
+    "2d, no bias": (nn.Conv2d(4, 6, 1, bias=False), (3, 4, 7, 7)),
+    "3d": (nn.Conv3d(4, 6, 1), (2, 4, 4, 4, 4)),
+    "one channel": (nn.Conv2d(1, 6, 1), (3, 1, 8, 9)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("codec", [Dense(), HOSVD(1 - 1e-13)], ids=["input", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_output_and_gradients_are_the_plain_ones(
+    name: str, codec: Codec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, shape = LAYERS[name]
+    layer = copy.deepcopy(layer).to(dtype)
+    served, output = [], _one_tap.output
+
+    def counted(*arguments: Any) -> Tensor:
+        served.append(True)
+        return output(*arguments)
+
+    monkeypatch.setattr(_one_tap, "output", counted)
+    # In place after it: a view would be refused.
+    plain = nn.Sequential(layer, nn.Hardtanh(-1, 1, inplace=True))
+    converted = tuckprop.convert(copy.deepcopy(plain), codec)
+    xs = [decaying(shape, seed=1, dtype=dtype).requires_grad_() for _ in range(2)]
+    ys = [model(x) for model, x in zip((plain, converted), xs, strict=True)]
+    grad = decaying(tuple(ys[0].shape), seed=2, dtype=dtype)
+    for y in ys:
+        y.backward(grad)
+    assert served
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    assert_close(ys[1], ys[0], rtol=tolerance, atol=tolerance)
+    assert ys[1].stride() == ys[0].stride()
+    assert_close(xs[1].grad, xs[0].grad, rtol=tolerance, atol=tolerance)
+    for one, other in zip(converted.parameters(), plain.parameters(), strict=True):
+        assert_close(one.grad, other.grad, rtol=10 * tolerance, atol=100 * tolerance)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv2d(4, 6, 1, stride=2), torch.randn(2, 4, 16, 16)),
+        (nn.Conv2d(4, 6, 1, padding=1), torch.randn(2, 4, 16, 16)),
+        (nn.Conv2d(4, 6, 1, groups=2), torch.randn(2, 4, 16, 16)),
+        (nn.Conv2d(4, 6, (1, 3)), torch.randn(2, 4, 16, 16)),
+        (nn.Conv2d(4, 6, 1), torch.randn(2, 4, 4, 4)),
+        (nn.Conv2d(4, 6, 1), torch.randn(2, 4, 16, 16).contiguous(memory_format=torch.channels_last)),
+        (nn.Conv2d(4, 6, 1).to(memory_format=torch.channels_last), torch.randn(2, 4, 16, 16)),
+        (nn.Conv2d(4, 6, 1).bfloat16(), torch.randn(2, 4, 16, 16).bfloat16()),
+    ],
+)
+def test_all_others_are_left_to_pytorch(layer: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = layer(x)
+    monkeypatch.setattr(_one_tap, "output", None)
+    y = tuckprop.convert(copy.deepcopy(layer), Dense())(x)
+    assert torch.equal(y, expected)
+    assert y.stride() == expected.stride()
