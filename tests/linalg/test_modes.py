@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from tests.cases import decaying
 from tuckprop.linalg import modes
-from tuckprop.linalg.modes import expand, mode_gram, mode_product
+from tuckprop.linalg.modes import expand, mode_gram, mode_product, trailing_grams
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -62,6 +62,25 @@ def test_mode_gram_in_slabs(shape: tuple[int, ...], slab: int, monkeypatch: pyte
     x = decaying(shape, seed=1)
     for mode in range(len(shape)):
         assert_close(mode_gram(x, mode), gram_of_the_unfolding(x, mode), **TIGHT)
+
+
+@pytest.mark.parametrize("size", [4, 5, 17])
+@pytest.mark.parametrize("shape", ["first", "middle", "last"])
+def test_mode_gram_of_a_wide_mode(size: int, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "_WIDE", 2)
+    x = decaying({"first": (size, 40), "middle": (5, size, 4), "last": (40, size)}[shape], seed=1)
+    mode = 0 if shape == "first" else 1
+    assert_close(mode_gram(x, mode), gram_of_the_unfolding(x, mode), **TIGHT)
+
+
+@given(shapes)
+def test_trailing_grams_are_those_of_the_unfoldings(shape: tuple[int, ...]) -> None:
+    x = decaying(shape, seed=1)
+    found = trailing_grams(x)
+    assert math.prod(shape[mode] for mode in found) <= 64
+    assert sorted(found) == list(range(len(shape)))[len(shape) - len(found) :]
+    for mode, gram in found.items():
+        assert_close(gram, gram_of_the_unfolding(x, mode), **TIGHT)
 
 
 @given(shapes, st.randoms(use_true_random=False))

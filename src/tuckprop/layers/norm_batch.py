@@ -60,13 +60,27 @@ class FactoredBatchNorm(torch.autograd.Function):
         ctx.training, ctx.eps = training, eps
         tensors: tuple[Tensor, ...] = ()
         buffer = None
+        own: list[Tensor] = []  # Mean, 1 / sqrt(variance + eps) and variance, where a compiled kernel has found them.
         saves_input = ctx.needs_input_grad[1] or (training and ctx.needs_input_grad[0])
         tracked = training and site.tracker is not None
         if saves_input and not tracked:
             running = (None, None) if training else (running_mean, running_var)
-            packed, buffer = pack_normalised(site, x, lambda: normalised(x, *running, eps))
+
+            def normalise() -> Tensor:
+                if not training or not _served(x, weight, bias, running_mean, running_var):
+                    return normalised(x, *running, eps)
+                normal = torch.empty_like(x)
+                own.extend(native.batch_norm(x, normal, None, None, eps))
+                return normal
+
+            packed, buffer = pack_normalised(site, x, normalise)
             tensors = keep(ctx, x, packed)
-        y, mean, spread = plain(x, weight, bias, running_mean, running_var, training, momentum, eps, buffer)
+        if own and buffer is not None:
+            mean, spread, var = own
+            y = _affine(buffer, weight, bias)
+            _update(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+        else:
+            y, mean, spread = plain(x, weight, bias, running_mean, running_var, training, momentum, eps, buffer)
         if saves_input and tracked:
             packed = pack_tracked(site, x, per_channel(mean, x), per_channel(spread, x), eps)
             tensors = keep(ctx, x, packed)
@@ -122,10 +136,7 @@ def plain(
     if training and _served(x, weight, bias, running_mean, running_var):
         y = torch.empty_like(x) if buffer is None else buffer
         mean, invstd, var = native.batch_norm(x, y, weight, bias, eps)
-        if running_mean is not None and running_var is not None:
-            samples = x.numel() // x.shape[1]
-            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-            running_var.mul_(1 - momentum).add_(var, alpha=momentum * samples / (samples - 1))
+        _update(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
         return y, mean, invstd
     arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
     if buffer is not None and _overwrites_rightly(x, buffer):
@@ -134,6 +145,25 @@ def plain(
         return buffer, *statistics
     y, mean, invstd, *_ = torch._batch_norm_impl_index(*arguments, torch.backends.cudnn.enabled)
     return y, mean, invstd
+
+
+def _affine(normal: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return `A^ w + b` in the memory of A^."""
+    if weight is not None and bias is not None:
+        return torch.addcmul(per_channel(bias, normal), normal, per_channel(weight, normal), out=normal)
+    if weight is not None:
+        normal.mul_(per_channel(weight, normal))
+    return normal if bias is None else normal.add_(per_channel(bias, normal))
+
+
+def _update(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, samples: int, momentum: float
+) -> None:
+    """Move running statistics towards those of a batch, the variance by the unbiased estimate."""
+    if running_mean is not None:
+        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+    if running_var is not None:
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum * samples / (samples - 1))
 
 
 def _served(x: Tensor, *others: Tensor | None) -> bool:

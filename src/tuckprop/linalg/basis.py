@@ -63,13 +63,14 @@ def check_energy(energy: float, x: Tensor) -> None:
         raise NotFactorableError("its values are too small to square")
 
 
-def spectrum(x: Tensor, mode: int, epsilon: float) -> Spectrum:
+def spectrum(x: Tensor, mode: int, epsilon: float, known: Tensor | None = None) -> Spectrum:
     """Decompose the mode-n unfolding of `x` [n, p] by an eigendecomposition of its smaller Gram matrix.
 
     Args:
         x: The tensor, any shape, float32 or float64.
         mode: Which axis is n.
         epsilon: Share of the energy that `rank` reaches, in (0, 1]; 1 keeps min(n, p), whatever the energies.
+        known: The Gram matrix of the mode, [n, n], where that is known already.
 
     Returns:
         The spectrum.
@@ -80,7 +81,9 @@ def spectrum(x: Tensor, mode: int, epsilon: float) -> Spectrum:
     size = x.shape[mode]
     rest = prod(x.shape) // size
     tall = None if size <= rest else x.movedim(mode, 0).reshape(size, rest)
-    gram = mode_gram(x, mode) if tall is None else tall.T @ tall
+    if tall is not None:
+        known = tall.T @ tall
+    gram = mode_gram(x, mode) if known is None else known
     check_energy(float(gram.trace()), x)
     energies, vectors = eigh(gram)
     energies, vectors = energies.flip(0), vectors.flip(1)

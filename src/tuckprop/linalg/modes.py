@@ -12,6 +12,12 @@ from torch import Tensor
 # A copied slab of this many elements (4 MiB of float32) stays in cache and bounds the work memory.
 _SLAB = 1 << 20
 
+# A Gram matrix this large is worth more than one product; it is symmetric.
+_WIDE = 256
+
+# Modes of so many positions together have a Gram matrix in common that is cheaper than one each.
+_JOINT = 64
+
 # More than so many products of matrices of so many elements are done as one.
 _FEW = 64
 _TINY = 100
@@ -69,18 +75,60 @@ def mode_gram(x: Tensor, mode: int) -> Tensor:
     size = x.shape[mode]
     before, after = prod(x.shape[:mode]), prod(x.shape[mode + 1 :])
     if before == 1:
-        rows = x.reshape(size, after)
-        return rows @ rows.T
+        return _gram(x.reshape(size, after))
     if after == 1:
-        columns = x.reshape(before, size)
-        return columns.T @ columns
+        return _gram(x.reshape(before, size).T)
     stack = x.reshape(before, size, after)
     if after >= 2 * size:
         # The stack of small Gram matrices is smaller than half of x.
         return torch.bmm(stack, stack.transpose(1, 2)).sum(0)
-    gram = x.new_zeros(size, size)
-    step = max(1, _SLAB // (size * after))
+    slabs = -(-x.numel() // _SLAB)
+    step = max(1, -(-before // slabs))  # Of about the same size: products with a small rest are slow.
+    gram: Tensor | None = None
     for start in range(0, before, step):
-        slab = stack[start : start + step].transpose(0, 1).reshape(size, -1)
-        gram.addmm_(slab, slab.T)
+        part = _gram(stack[start : start + step].transpose(0, 1).reshape(size, -1))
+        gram = part if gram is None else gram.add_(part)
+    assert gram is not None
     return gram
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """Return `rows @ rows.T`; of a large result, no more than five eighths are computed, as it is symmetric."""
+    size = len(rows)
+    if size < _WIDE:
+        return rows @ rows.T
+    half = size // 2
+    gram = rows.new_empty(size, size)
+    gram[:half, :half] = _gram(rows[:half])
+    gram[half:, half:] = _gram(rows[half:])
+    torch.mm(rows[half:], rows[:half].T, out=gram[half:, :half])
+    gram[:half, half:] = gram[half:, :half].T
+    return gram
+
+
+def trailing_grams(x: Tensor) -> dict[int, Tensor]:
+    """Return the Gram matrices of the last modes from that of all of them together, where that is small.
+
+    One product that needs no copy of `x` stands for one a mode that does:
+    `A_(h) A_(h)^T [h, h'] = sum_w J[h w, h' w]` with J the Gram matrix of the modes h and w together.
+
+    Args:
+        x: Shape [n_1, ..., n_d], contiguous.
+
+    Returns:
+        By mode, [n, n]; empty where less than two modes are small enough.
+    """
+    first, joint = x.dim(), 1
+    while first > 0 and joint * x.shape[first - 1] <= _JOINT:
+        first -= 1
+        joint *= x.shape[first]
+    modes = range(first, x.dim())
+    if len(modes) < 2:
+        return {}
+    together = _gram(x.reshape(-1, joint).T).reshape(*x.shape[first:], *x.shape[first:])
+    axes = list(range(len(modes)))
+    other = len(modes)  # A subscript that is free.
+    return {
+        mode: torch.einsum(together, [*axes, *[other if a == axis else a for a in axes]], [axis, other])
+        for axis, mode in enumerate(modes)
+    }

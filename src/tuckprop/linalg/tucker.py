@@ -7,7 +7,7 @@ from math import prod
 from torch import Tensor
 
 from tuckprop.linalg.basis import spectrum
-from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.modes import mode_product, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
 
@@ -31,7 +31,8 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
     Source: De Lathauwer et al. 2000, Nguyen et al. NeurIPS 2024 (arXiv 2411.06346).
     """
     modes = [mode for mode, size in enumerate(x.shape) if size > 1]
-    spectra = {mode: spectrum(x, mode, epsilons[mode]) for mode in modes}
+    grams = trailing_grams(x)
+    spectra = {mode: spectrum(x, mode, epsilons[mode], grams.get(mode)) for mode in modes}
     ranks = [1] * x.dim()
     for mode in modes:
         ranks[mode] = int(spectra[mode].rank)
