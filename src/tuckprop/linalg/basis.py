@@ -21,7 +21,7 @@ class Spectrum:
     Attributes:
         energies: Squared singular values, descending, shape [m], m = min(n, p) for an unfolding [n, p].
         rank: How many vectors reach the threshold that was asked for; a scalar int64 tensor.
-        vectors: Eigenvectors of the smaller Gram matrix, as columns, shape [m, m].
+        vectors: Eigenvectors of the smaller Gram matrix, as columns, the leading one last, shape [m, m].
         tall: The unfolding, where it is taller than wide and `vectors` are its right singular vectors; else None.
     """
 
@@ -32,11 +32,12 @@ class Spectrum:
 
     def leading(self, rank: int) -> Tensor:
         """Return the first `rank` left singular vectors, orthonormal columns [n, rank], in memory of their own."""
+        # A copy, contiguous: a view would keep the matrix alive.
+        leading = self.vectors[:, len(self.energies) - rank :].flip(1).contiguous()
         if self.tall is None:
-            # A clone: one column of a column-major matrix counts as contiguous, and would keep the matrix alive.
-            return self.vectors[:, :rank].clone(memory_format=torch.contiguous_format)
+            return leading
         # QR, not a division by the singular values: some may be zero.
-        basis: Tensor = torch.linalg.qr(self.tall @ self.vectors[:, :rank]).Q
+        basis: Tensor = torch.linalg.qr(self.tall @ leading).Q
         return basis.contiguous()
 
 
@@ -86,7 +87,7 @@ def spectrum(x: Tensor, mode: int, epsilon: float, known: Tensor | None = None) 
     gram = mode_gram(x, mode) if known is None else known
     check_energy(float(gram.trace()), x)
     energies, vectors = eigh(gram)
-    energies, vectors = energies.flip(0), vectors.flip(1)
+    energies = energies.flip(0)
     if epsilon >= 1:
         rank = torch.tensor(min(size, rest), device=x.device)
     else:
