@@ -12,17 +12,15 @@ export OMP_NUM_THREADS=1
 mkdir -p "$out"
 for seed in "$@"; do
   for last in 42 4 1 16 2 8; do
-    for method in plain subspace hosvd svd gradient_filter:2 gradient_filter:4 gradient_filter:7; do
-      codec=${method%%:*}
-      patch=()
-      [ "$codec" = "$method" ] || patch=(--patch "${method##*:}")
-      run=$out/${method/:/-}-last$last-seed$seed
+    for method in plain subspace hosvd hosvd8:--epsilon:0.9 hosvd8:--epsilon:0.97 svd gradient_filter:--patch:2 \
+      gradient_filter:--patch:4 gradient_filter:--patch:7; do
+      run=$out/${method//:/}-last$last-seed$seed
       grep -qs '"kind": "memory"' "$run/record.jsonl" && continue
       resume=()
       [ ! -e "$run/checkpoint.pt" ] || resume=(--resume)
       echo tuckprop train --model mcunet --weights "$weights" --data cifar10 --data-path "$data" --resolution 128 \
         --train-size 4000 --val-size 1500 --batch-size 64 --epochs 4 --learning-rate 0.005 --momentum 0.9 \
-        --channels-last --codec "$codec" "${patch[@]}" --last "$last" --seed "$seed" --out "$run" "${resume[@]}"
+        --channels-last --codec "${method//:/ }" --last "$last" --seed "$seed" --out "$run" "${resume[@]}"
     done
   done
 done | xargs -P 2 -I{} sh -c '{} >/dev/null || echo "failed: {}" >&2'
