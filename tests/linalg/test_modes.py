@@ -36,6 +36,12 @@ def test_mode_product_is_tensordot(drawn: tuple[torch.Tensor, int], k: int) -> N
     assert got.is_contiguous()
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_many_small_products_with_a_column_major_matrix(rank: int) -> None:
+    x, matrix = decaying((80, 5, 4), seed=1), decaying((rank, 5), seed=2).T
+    assert_close(mode_product(x, matrix, 1), torch.einsum("bia,ik->bka", x, matrix), **TIGHT)
+
+
 @given(tensors_and_modes(), st.integers(1, 6))
 def test_expand_goes_the_other_way(drawn: tuple[torch.Tensor, int], n: int) -> None:
     x, mode = drawn

@@ -206,6 +206,26 @@ def test_batch_norm(sizes: tuple[int, int, int], affine: bool) -> None:
 
 
 @needs_compiler
+@given(samples=st.integers(1, 70), size=st.integers(1, 70), blocks=st.sampled_from([0, 1, 2, 5, 64, 70]))
+def test_gram(samples: int, size: int, blocks: int) -> None:
+    positions = 16 * blocks or 1
+    size = 16 * (size % 5 + 1) if positions == 1 else size
+    stack = normal(samples * size * positions).view(samples, size, positions)
+    found = native.gram(stack)
+    assert found is not None
+    double = stack.double()
+    expected = (double @ double.transpose(1, 2)).sum(0)
+    assert_close(found.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.trace() / size))
+    assert torch.equal(found, found.T)
+
+
+@needs_compiler
+def test_gram_leaves_other_sizes() -> None:
+    assert native.gram(torch.ones(3, 5, 7)) is None
+    assert native.gram(torch.ones(3, 5, 1)) is None
+
+
+@needs_compiler
 @pytest.mark.parametrize("codec", [Dense(), HOSVD(0.9)], ids=repr)
 @pytest.mark.parametrize("options", [{"kernel_size": 3, "padding": 1}, {"kernel_size": 5, "stride": 2}])
 def test_a_depthwise_layer_and_its_norm_compute_the_same(

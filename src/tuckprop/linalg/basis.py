@@ -32,8 +32,8 @@ class Spectrum:
 
     def leading(self, rank: int) -> Tensor:
         """Return the first `rank` left singular vectors, orthonormal columns [n, rank], in memory of their own."""
-        # A copy, contiguous: a view would keep the matrix alive.
-        leading = self.vectors[:, len(self.energies) - rank :].flip(1).contiguous()
+        # A clone: one column of a column-major matrix counts as contiguous, whatever its strides.
+        leading = self.vectors[:, len(self.energies) - rank :].flip(1).clone(memory_format=torch.contiguous_format)
         if self.tall is None:
             return leading
         # QR, not a division by the singular values: some may be zero.

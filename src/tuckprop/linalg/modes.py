@@ -9,10 +9,12 @@ from math import prod
 import torch
 from torch import Tensor
 
+from tuckprop import native
+
 # A copied slab of this many elements (4 MiB of float32) stays in cache and bounds the work memory.
 _SLAB = 1 << 20
 
-# A Gram matrix this large is worth more than one product; it is symmetric.
+# A Gram matrix this large is worth more than one product, as it is symmetric; below it a compiled kernel is faster.
 _WIDE = 256
 
 # Modes of so many positions together have a Gram matrix in common that is cheaper than one each.
@@ -44,7 +46,8 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     if before > _FEW and max(size, shape[mode]) * after <= _TINY:
         # Products of many matrices this small do not pay for their calls; one with the identity multiplied in does.
         identity = torch.eye(after, dtype=matrix.dtype, device=matrix.device)
-        return (x.reshape(before, size * after) @ torch.kron(matrix.contiguous(), identity)).reshape(shape)
+        rows = matrix.reshape(-1).view(matrix.shape)  # One column counts as contiguous with strides that kron refuses.
+        return (x.reshape(before, size * after) @ torch.kron(rows, identity)).reshape(shape)
     return torch.bmm(matrix.T.expand(before, -1, -1), x.reshape(before, size, after)).reshape(shape)
 
 
@@ -74,6 +77,10 @@ def mode_gram(x: Tensor, mode: int) -> Tensor:
     """
     size = x.shape[mode]
     before, after = prod(x.shape[:mode]), prod(x.shape[mode + 1 :])
+    if size < _WIDE and x.is_contiguous() and native.serves(x):
+        found = native.gram(x.view(before, size, after))
+        if found is not None:
+            return found
     if before == 1:
         return _gram(x.reshape(size, after))
     if after == 1:

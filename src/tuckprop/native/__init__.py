@@ -24,10 +24,15 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "max_unpool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
     "batch_norm": (*[c_void_p] * 7, *[c_int64] * 3, c_double),
     "batch_norm_backward": (*[c_void_p] * 8, *[c_int64] * 3),
+    "gram_rows": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
+    "gram_columns": (c_void_p, c_void_p, c_int64, c_int64),
     "depthwise": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
     "depthwise_input": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
     "depthwise_weight": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
 }
+
+# Elements of the widest vector that a kernel works with.
+_LANES = 16
 
 # Taps of a depthwise kernel, at most; as in depthwise.c.
 MOST_TAPS = 121
@@ -202,6 +207,26 @@ def batch_norm_backward(
     return grad_weight, grad_bias
 
 
+def gram(stack: Tensor) -> Tensor | None:
+    """Return the sum of `X X^T` over the matrices X of a stack, or None where its sizes are no multiples of 16.
+
+    Args:
+        stack: float32 [samples, size, positions], contiguous.
+
+    Returns:
+        [size, size].
+    """
+    samples, size, positions = stack.shape
+    result = stack.new_empty(size, size)
+    if positions == 1 and size % _LANES == 0:
+        _kernel("gram_columns")(stack.data_ptr(), result.data_ptr(), samples, size)
+    elif positions > 1 and positions % _LANES == 0:
+        _kernel("gram_rows")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
+    else:
+        return None
+    return result
+
+
 def _planes(x: Tensor) -> tuple[int, int, int]:
     """Return samples, channels and positions of `x` [b, c, s..]."""
     return x.shape[0], x.shape[1], x.numel() // (x.shape[0] * x.shape[1])
@@ -225,6 +250,7 @@ __all__ = [
     "depthwise_weight",
     "encode",
     "gate",
+    "gram",
     "max_pool",
     "max_unpool",
     "scale",
