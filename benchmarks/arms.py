@@ -99,6 +99,7 @@ METHODS = {
     "bf16": Method(around_forward=_bfloat16),
     "dense": Method(_converted(tuckprop.Dense())),
     "hosvd-0.8": Method(_converted(tuckprop.HOSVD(0.8))),
+    "hosvd8-0.9": Method(_converted(tuckprop.HOSVD8(0.9))),
     "svd-0.8": Method(_converted(tuckprop.SVD(0.8))),
     "asi": Method(_converted(tuckprop.ASI())),
     "subspace-0.8": Method(_converted(tuckprop.Subspace(0.8))),
