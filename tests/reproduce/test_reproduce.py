@@ -2,6 +2,10 @@
 
 import importlib
 import json
+import re
+import subprocess
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -281,3 +285,39 @@ def test_an_id_stands_for_its_runs_of_the_papers_scale(
 def test_a_figure_is_drawn(tmp_path: Path) -> None:
     assert main(["reproduce", "fig3a", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "fig3a" / "paper" / "fig3a.png").exists()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what `reproduce` starts run in this process, which spares the start of one for each run."""
+
+    def call(command: list[str], **settings: object) -> SimpleNamespace:
+        assert command[1:3] == ["-m", "tuckprop.cli"]
+        with redirect_stderr(StringIO()) as errors:
+            code = main(command[3:])
+        return SimpleNamespace(returncode=code, stderr=errors.getvalue())
+
+    monkeypatch.setattr(subprocess, "run", call)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_every_table_and_figure_runs_at_the_small_scale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["reproduce", name, "--scale", "small", "--out", str(tmp_path)]) == 0, capsys.readouterr()
+    folder, config = tmp_path / name / "small", read(name, "small")
+    stem = "accuracy-memory" if config.methods else name
+    assert all((folder / f"{stem}.{kind}").stat().st_size for kind in ("png", "pdf", "svg"))
+    for run in runs(config):
+        assert finished(folder / run.name, run.settings)
+    if not config.methods:
+        return
+    shown = capsys.readouterr().out
+    assert f"run {len(runs(config))} of {len(runs(config))}" in shown
+    assert " left" in shown
+    assert main(["report", str(folder), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert len(page) > 10_000
+    # Nothing is loaded from elsewhere.
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\(["']?http""", page)
