@@ -13,6 +13,7 @@ from typing import get_args
 import pytest
 import tyro
 
+from tests.data.scene_trees import write_voc2012
 from tests.report.made import record
 from tuckprop.cli import main
 from tuckprop.cli._options import to_compression
@@ -20,7 +21,7 @@ from tuckprop.cli.spectrum import SpectrumOptions
 from tuckprop.cli.train import TrainOptions
 from tuckprop.data import datasets
 from tuckprop.errors import ConfigError
-from tuckprop.report.records import FILE, write_record
+from tuckprop.report.records import FILE, read_record, write_record
 from tuckprop.reproduce import Outcome, Run, carry_out, known, read, runs
 from tuckprop.reproduce.config import Scale
 from tuckprop.reproduce.runner import finished
@@ -28,7 +29,9 @@ from tuckprop.zoo import networks
 
 # The verb of that name hides its module.
 MODULE = importlib.import_module("tuckprop.cli.reproduce")
-EXPECTED = {"fig3a", "fig3b", "fig3c", "fig4", "fig5", "flops", "imagenet", "seeds", "segmentation", "table1"}
+EXPECTED = {
+    "fig3a", "fig3b", "fig3c", "fig4", "fig5", "flops", "imagenet", "pretraining", "seeds", "segmentation", "table1"
+}  # fmt: skip
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 TINY = {"model": "digits_cnn", "data": "digits", "train_size": 32, "val_size": 20, "batch_size": 16, "epochs": 1}
 
@@ -87,6 +90,16 @@ def test_the_grid_is_the_product_of_axes_and_methods(tmp_path: Path) -> None:
     assert found[-1].name == "hosvd-0.8-last0-seed2"
     assert len(runs(config, {"seed": 7, "epochs": 9})) == 2 * 2
     assert runs(config, {"seed": 7})[0].settings["seed"] == 7
+
+
+@pytest.mark.usefixtures("here")
+def test_the_table_of_imagenet_starts_from_what_pretraining_leaves(tmp_path: Path) -> None:
+    options = ["--scale", "small", "--out", str(tmp_path)]
+    assert main(["reproduce", "pretraining", *options]) == 0
+    left = tmp_path / "pretraining" / "small" / "plain-modeldigits_cnn" / "checkpoint.pt"
+    assert main(["reproduce", "imagenet", *options, "--only", "plain", "--weights", f"digits_cnn={left}"]) == 0
+    (folder,) = (tmp_path / "imagenet" / "small").glob("plain*")
+    assert str(left) in read_record(folder).environment["weights"]
 
 
 def test_a_list_of_values_is_an_axis(tmp_path: Path) -> None:
@@ -157,6 +170,16 @@ def test_a_finished_run_of_other_settings_is_kept(tmp_path: Path, checkpoint: bo
     assert "epochs is 1 there, 9 here" in outcome.error
     assert "--out" in outcome.error
     assert (tmp_path / "run" / FILE).read_text() == before
+
+
+def test_a_warning_of_a_run_is_told(tmp_path: Path) -> None:
+    root = write_voc2012(tmp_path / "data")
+    settings = {"model": "fcn_r18", "data": "voc2012", "data_path": root, "resolution": 32, "batch_size": 2}
+    settings |= {"steps": 1, "last": 1, "codec": "plain"}
+    lines: list[str] = []
+    (outcome,) = carry_out([Run("voc", settings)], tmp_path, lines.append)
+    assert outcome.error is None
+    assert any("VOC12Aug" in line for line in lines)
 
 
 def test_what_the_parser_refuses_is_said_in_one_line(tmp_path: Path) -> None:
@@ -241,7 +264,8 @@ def test_a_figure_of_data_takes_data_and_weights(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(MODULE.subprocess, "run", note)
     given = ["--data-path", "CIFAR", "--weights", "w.pt", "--set", "resolution=128"]
     assert main(["reproduce", "fig4", "--out", str(tmp_path), *given]) == 0
-    (command,) = called
+    command, every = called
+    assert "--every" in every
     options = tyro.cli(SpectrumOptions, args=command[1:], config=CONFIG)
     assert (options.data.data_path, options.network.weights) == (Path("CIFAR"), Path("w.pt"))
     assert (options.network.pretrained, options.data.resolution, options.layer) == (False, 128, "-4")
@@ -279,7 +303,9 @@ def test_an_id_stands_for_its_runs_of_the_papers_scale(
     shown = capsys.readouterr().out
     assert "HOSVD 0.8" in shown
     assert "plain" not in shown
-    assert main(["plot", "fig5"]) == 0
+    write_record(record("plain", data="cifar100"), home / "paper" / "other" / FILE)
+    assert main(["plot", "fig5", "--out", "f.png"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("f*.pdf")) == ["f-2.pdf", "f.pdf"]
 
 
 def test_a_figure_is_drawn(tmp_path: Path) -> None:
@@ -315,7 +341,9 @@ def test_every_table_and_figure_runs_at_the_small_scale(
         return
     shown = capsys.readouterr().out
     assert f"run {len(runs(config))} of {len(runs(config))}" in shown
-    assert " left" in shown
+    assert len(runs(config)) == 1 or " left" in shown
+    assert main(["reproduce", name, "--scale", "small", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(" is finished") == len(runs(config))
     assert main(["report", str(folder), "--out", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
     assert len(page) > 10_000

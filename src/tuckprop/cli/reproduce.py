@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tuckprop.errors import ConfigError
-from tuckprop.report import find_records, plot, save_plot, summarise, tables
+from tuckprop.report import Row, find_records, plot, save_plot, summarise, tables
 from tuckprop.reproduce import Config, Run, carry_out, known, read, runs
 from tuckprop.reproduce.config import Scale
 from tuckprop.reproduce.config import options as train_options
@@ -88,10 +88,21 @@ def show(console: Console, folders: list[Path], out: Path) -> None:
     rows = summarise(find_records(folders))
     for table in tables(rows):
         console.print(table)
+    for file in draw_tasks(rows, "held", out / "accuracy-memory.png"):
+        console.print(f"plot: {file}", highlight=False, soft_wrap=True)
+
+
+def draw_tasks(rows: Sequence[Row], memory: str, out: Path) -> list[Path]:
+    """Draw a plot a task: the first to `out`, the second to OUT-2 and so on; return the files.
+
+    Raises:
+        ConfigError: `memory` is no kind of memory.
+    """
+    files: list[Path] = []
     for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
-        name = "accuracy-memory" + (f"-{number + 1}" if number else "")
-        for file in save_plot(plot([row for row in rows if row.task == task]), out / f"{name}.png"):
-            console.print(f"plot: {file}", highlight=False, soft_wrap=True)
+        place = out.with_name(f"{out.stem}-{number + 1}{out.suffix}") if number else out
+        files += save_plot(plot([row for row in rows if row.task == task], memory), place)
+    return files
 
 
 def folder_of(path: Path) -> Path:
