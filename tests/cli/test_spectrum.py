@@ -24,7 +24,7 @@ def test_it_prints_a_table_and_writes_three_files(
 
 def test_every_layer_has_files_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["spectrum", *SMALL, "--every", "--out", str(tmp_path / "all.png")]) == 0
-    layers = ("0", "2", "5", "7")
+    layers = ("0", "2", "5", "7", "11")
     assert {path.name for path in tmp_path.iterdir()} == {
         f"all-{n}.{kind}" for n in layers for kind in ("png", "pdf", "svg")
     }

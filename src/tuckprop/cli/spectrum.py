@@ -27,7 +27,9 @@ class SpectrumOptions:
     machine: Machine = field(default_factory=Machine)
     seed: int = 233
     layer: Annotated[str, tyro.conf.arg(help=_LAYER)] = "-4"
-    every: Annotated[bool, tyro.conf.arg(help="Plot every such layer instead, each to files of its own.")] = False
+    every: Annotated[
+        bool, tyro.conf.arg(help="Plot every convolution and Linear layer instead, each to files of its own.")
+    ] = False
     modes: Annotated[tuple[int, ...], tyro.conf.arg(help="Which modes, counted from 1; by default all.")] = ()
     epsilon: Annotated[float, tyro.conf.arg(help="Share of variance to mark.")] = 0.8
     out: Annotated[Path, tyro.conf.arg(help="File to write, as .png, .pdf and .svg.")] = Path("spectrum.png")
