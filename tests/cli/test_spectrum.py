@@ -22,6 +22,16 @@ def test_it_prints_a_table_and_writes_three_files(
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pdf", ".png", ".svg"]
 
 
+def test_every_layer_has_files_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spectrum", *SMALL, "--every", "--out", str(tmp_path / "all.png")]) == 0
+    layers = ("0", "2", "5", "7", "11")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"all-{n}.{kind}" for n in layers for kind in ("png", "pdf", "svg")
+    }
+    printed = capsys.readouterr().out
+    assert all(f"input of layer {name} " in printed for name in layers)
+
+
 def test_modes_and_threshold_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--modes", "1", "2", "--epsilon", "0.9", "--layer", "2", "--out", str(tmp_path / "f")]
     assert main(["spectrum", *SMALL, *options]) == 0

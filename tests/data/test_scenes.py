@@ -1,6 +1,7 @@
 """Every data set for segmentation, in the format that its makers publish."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,10 @@ from tests.data.scene_trees import (
 )
 from tests.data.trees import colour, paint, write_lines
 from tuckprop.data import IGNORED, Batches, OnDemand, Pictures, datasets, load
-from tuckprop.errors import ConfigError, DataError
+from tuckprop.errors import ConfigError, DataError, TuckpropWarning
+
+# VOC without SBD is what most tests need.
+pytestmark = pytest.mark.filterwarnings("ignore:VOC 2012.*:tuckprop.errors.TuckpropWarning")
 
 Halves = list[tuple[int, int]]
 
@@ -268,3 +272,14 @@ def test_shapes_are_split_and_may_be_served_on_demand(monkeypatch: pytest.Monkey
             assert (x.shape[1:], y.shape[1:], y.dtype) == ((3, 24, 24), (24, 24), torch.int64)
             assert torch.equal(x, u)
             assert torch.equal(y, v)
+
+
+@pytest.mark.filterwarnings("default::tuckprop.errors.TuckpropWarning")
+def test_voc_without_sbd_is_no_voc12aug_and_says_so(tmp_path: Path) -> None:
+    root = write_voc2012(tmp_path)
+    with pytest.warns(TuckpropWarning, match=r"3 images to train on.*10,582.*benchmark_RELEASE"):
+        datasets["voc2012"].read(root)
+    write_sbd(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        datasets["voc2012"].read(root)

@@ -26,6 +26,11 @@ def test_subsets_have_as_many_of_each_class_to_within_one(train_size: int, val_s
         assert counts.max() - counts.min() <= 1
 
 
+def test_nothing_to_validate_on_is_said() -> None:
+    with pytest.raises(ConfigError, match="hold 20% of them out for validation, of 6 images"):
+        split(torch.arange(6) // 2, 1)
+
+
 def test_the_seed_decides_alone() -> None:
     again = [split(LABELS, 3, train_size=50) for _ in range(2)]
     assert torch.equal(again[0][0], again[1][0])

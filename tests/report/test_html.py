@@ -211,6 +211,6 @@ def test_the_page_suits_light_dark_and_narrow_screens() -> None:
     assert not [attrs for tag, attrs in page.tags if tag == "svg" and "width" in attrs]
     # Colours that the sheet replaces are those that the plots ask for.
     assert set(re.findall(r"--ink-\w+(?=:)", sheet)) >= {"--ink-0072b2", "--ink-882255"}
-    assert "var(--ink-d55e00, #d55e00)" in text
+    assert "var(--ink-e69f00, #e69f00)" in text
     # A table scrolls inside its box.
     assert text.count('<div class="scroll"') == text.count("<table")

@@ -8,6 +8,7 @@ from PIL import Image
 from tests.report.made import record, segmentation
 from tuckprop.errors import ConfigError
 from tuckprop.report import measures, plot, save_plot, summarise
+from tuckprop.report.style import method_styles
 
 ROWS = summarise(
     record(method, last=last, seed=seed, held=size * last * seed)
@@ -15,6 +16,13 @@ ROWS = summarise(
     for last in (2, 4)
     for seed in (1, 2)
 )
+
+
+def test_a_method_looks_the_same_beside_whatever_others() -> None:
+    few = method_styles(["HOSVD 0.8", "plain"])
+    many = method_styles(["ours", "Gradient Filter 2", "plain", "SVD 0.8", "HOSVD 0.8", "theirs"])
+    assert all(many[name] == style for name, style in few.items())
+    assert len({style["color"] for style in many.values()}) == len(many)
 
 
 def test_a_line_a_method_on_a_log_axis_with_the_rows_values() -> None:

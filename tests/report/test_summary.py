@@ -30,6 +30,11 @@ def test_any_other_setting_makes_another_row() -> None:
     assert len(summarise(records)) == 5
 
 
+def test_a_setting_that_older_records_lack_makes_no_other_row_where_it_is_off() -> None:
+    assert len(summarise([record(), record(seed=2, paper_patches=False)])) == 1
+    assert len(summarise([record(), record(seed=2, paper_patches=True)])) == 2
+
+
 def test_one_run_has_no_spread_and_unfinished_runs_no_row() -> None:
     (row,) = summarise([record(), record(seed=2, finished=False)])
     assert row.runs == 1

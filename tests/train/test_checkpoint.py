@@ -40,6 +40,16 @@ def test_a_crash_while_writing_leaves_the_checkpoint_before(tmp_path: Path, monk
     assert load_checkpoint(path, IDENTITY)["epochs"] == STATE["epochs"]
 
 
+def test_a_checkpoint_of_before_a_setting_goes_on_where_that_is_off(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, IDENTITY, STATE)
+    assert load_checkpoint(path, IDENTITY | {"later": False})["epochs"] == STATE["epochs"]
+    with pytest.raises(CheckpointError, match="later is None there, True here"):
+        load_checkpoint(path, IDENTITY | {"later": True})
+    with pytest.raises(CheckpointError, match="later is None there, 0 here"):
+        load_checkpoint(path, IDENTITY | {"later": 0})
+
+
 @pytest.mark.parametrize("keep", [0, 1, 100, 5000, -1])
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "checkpoint.pt"

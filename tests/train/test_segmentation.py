@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.train.shapes import Shapes
-from tuckprop import HOSVD, Plan, convert, zoo
+from tuckprop import HOSVD, GradientFilter, Plan, convert, zoo
 from tuckprop.cli import main
 from tuckprop.codecs import Codec
 from tuckprop.errors import CheckpointError, ConfigError
@@ -316,6 +316,39 @@ def test_the_papers_layers_are_given_alone(other: dict[str, Any]) -> None:
     experiment = paper_run(5, HOSVD(), **other)
     with pytest.raises(ConfigError, match=f"paper_layers: expected it alone or {next(iter(other))}"):
         compress(build(experiment), experiment.compression)
+
+
+def test_gradient_filter_has_the_published_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = paper_run(5, GradientFilter(), paper_patches=True)
+    prepared = build(replace(experiment, network=NetworkSettings("deeplabv3_r18")))
+    compress(prepared, experiment.compression)
+    patches = {
+        name: module._site.codec.patch
+        for name, module in prepared.model.named_modules()
+        if isinstance(module, Twin) and isinstance(module, nn.Conv2d)
+    }
+    assert list(patches.values()) == [3, 3, 6, 9, 3]
+    assert patches == zoo.paper_patches("deeplabv3_r18", 5)
+    record = run_one(experiment, tmp_path)
+    assert record.method == "Gradient Filter, patches by layer"
+    # 5 layers of FCN with patches of 4 on maps of 4 x 4: one sum a channel.
+    assert record.epochs[-1].paper_bytes == 4 * experiment.data.batch_size * (512 + 512 + 512 + 128 + 640)
+    options = ["--data", "shapes", "--resolution", "32", "--train-size", "4", "--val-size", "2", "--batch-size", "2"]
+    options += ["--model", "deeplabv3_r18", "--codec", "gradient_filter", "--paper-layers", "5", "--paper-patches"]
+    assert main(["plan", *options, "--save", str(tmp_path / "plan.json")]) == 0
+    made = Plan.from_json((tmp_path / "plan.json").read_text())
+    assert [site.codec for site in made.sites if site.kind == "Conv2d"] == [GradientFilter(p) for p in (3, 3, 6, 9, 3)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "count"), [(HOSVD(), 5), (None, 5), (GradientFilter(), None)], ids=["hosvd", "plain", "no layers"]
+)
+def test_published_patches_are_gradient_filters_and_of_the_papers_layers(
+    codec: Codec | None, count: int | None
+) -> None:
+    settings = Compression(codec, paper_layers=count, paper_patches=True)
+    with pytest.raises(ConfigError, match="paper_patches: expected codec gradient_filter and paper_layers 5 or 10"):
+        compress(build(paper_run(5, HOSVD())), settings)
 
 
 def test_plan_and_measure_take_the_papers_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

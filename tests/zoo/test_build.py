@@ -10,7 +10,7 @@ from tuckprop import zoo
 from tuckprop.errors import ConfigError
 from tuckprop.zoo import _torchvision
 
-SEGMENTERS = {"pspnet_r18", "pspnet_m", "deeplabv3_r18", "deeplabv3_m", "fcn_r18", "upernet_r18"}
+SEGMENTERS = {"pspnet_r18", "pspnet_m", "deeplabv3_r18", "deeplabv3_m", "fcn_r18", "fcn_m", "upernet_r18"}
 
 
 @pytest.mark.parametrize("name", [name for name in [*zoo.networks, "timm:mobilenetv2_050"] if name not in SEGMENTERS])

@@ -11,7 +11,7 @@ from tuckprop import zoo
 from tuckprop.errors import ConfigError, DataError
 
 SOURCES = {"mobilenetv2": "mobilenet_v2", "resnet18": "resnet18", "pspnet_r18": "resnet18", "fcn_r18": "resnet18",
-           "upernet_r18": "resnet18", "deeplabv3_m": "mobilenet_v2"}  # fmt: skip
+           "upernet_r18": "resnet18", "deeplabv3_m": "mobilenet_v2", "fcn_m": "mobilenet_v2"}  # fmt: skip
 
 
 @pytest.fixture
@@ -66,7 +66,8 @@ def test_without_a_network_a_file_is_advised(monkeypatch: pytest.MonkeyPatch) ->
     zoo.import_torchvision()
     monkeypatch.setattr(importlib.import_module("torchvision.models").WeightsEnum, "get_state_dict", fail)
     monkeypatch.setattr(importlib.import_module("timm"), "create_model", fail)
-    for name in ("resnet18", "pspnet_r18", "timm:resnet18"):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    for name in ("resnet18", "pspnet_r18", "timm:resnet18", "mcunet"):
         model = nn.Linear(1, 1)
         with pytest.raises(DataError, match=rf"'{name}'.*Name or service not known.*--weights FILE"):
             zoo.load_hub_weights(name, model)
@@ -101,7 +102,60 @@ def test_timms_weights_are_loaded_by_name(
         assert torch.equal(value, (before if key in fresh else served)[key]), key
 
 
-@pytest.mark.parametrize("name", ["mcunet", "digits_cnn", "timm:resnet10t_nothing"])
+@pytest.mark.parametrize("name", ["digits_cnn", "timm:resnet10t_nothing"])
 def test_networks_without_public_weights_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="--weights FILE"):
         zoo.load_hub_weights(name, nn.Linear(1, 1))
+
+
+def released(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of MCUNet with norms under the names that its authors' file has them by."""
+    parts = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
+    found = {}
+    for key, value in model.state_dict().items():
+        *place, layer, leaf = key.split(".")
+        stem = layer.removesuffix("_norm")
+        kind = "bn" if layer.endswith("_norm") else "conv"
+        if stem == "classifier":
+            found[f"classifier.linear.{leaf}"] = value
+        elif stem == "first_conv":
+            found[f"first_conv.{kind}.{leaf}"] = value
+        else:
+            found[".".join([*place, "mobile_inverted_conv", parts[stem], kind, leaf])] = value
+    return found
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """Let MCUNet's file hold the network that is returned, whose norms are not trivial."""
+    torch.manual_seed(5)
+    source = zoo.build("mcunet_bn", 1000).eval()
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var, module.running_mean, module.bias.data):
+                assert tensor is not None
+                tensor.uniform_(0.5, 1.5)
+    file = {"state_dict": released(source), "epoch": 3}
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **settings: file)
+    return source
+
+
+@pytest.mark.parametrize("name", ["mcunet", "mcunet_bn"])
+def test_mcunets_release_computes_the_same_with_norms_and_folded(release: nn.Module, name: str) -> None:
+    model, images = zoo.build(name, 1000).eval(), torch.randn(2, 3, 64, 64)
+    loaded = zoo.load_hub_weights(name, model)
+    assert loaded.fresh == ()
+    with torch.no_grad():
+        expected, found = release(images), model(images)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_mcunets_classifier_for_another_number_of_classes_stays_fresh(release: nn.Module) -> None:
+    assert zoo.load_hub_weights("mcunet", zoo.build("mcunet", 10)).fresh == ("classifier.weight", "classifier.bias")
+
+
+def test_another_file_in_mcunets_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"state_dict": {"features.0.weight": torch.zeros(1)}}
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **settings: other)
+    with pytest.raises(DataError, match=r"'features\.0\.weight'.*--weights FILE"):
+        zoo.load_hub_weights("mcunet", zoo.build("mcunet", 10))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import tuckprop
 from tuckprop import zoo
 from tuckprop.data import load
 from tuckprop.memory import PaperCounter
@@ -103,3 +104,11 @@ def test_arch_json_says_the_same(shared_data: Path) -> None:
             unit["stride"], unit["groups"],
         )  # fmt: skip
         assert module.padding == (unit["kernel_size"] // 2,) * 2
+
+
+def test_gradient_filter_with_patches_of_2_counts_72_kibibytes_an_image_in_the_last_two() -> None:
+    """Yang et al., CVPR 2023, Table 2, through the counter that runs use."""
+    model = tuckprop.convert(zoo.build("mcunet", 10), tuckprop.GradientFilter(2), last=2)
+    with PaperCounter(model) as counter:
+        model(torch.randn(1, 3, 224, 224))
+        assert counter.take() == 72 * 1024

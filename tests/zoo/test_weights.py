@@ -10,6 +10,7 @@ from torch import nn
 
 from tuckprop import zoo
 from tuckprop.errors import DataError
+from tuckprop.train.checkpoint import save_checkpoint
 
 
 def network(classes: int = 10) -> nn.Module:
@@ -28,6 +29,13 @@ def test_torch_files_load_bare_or_wrapped(tmp_path: Path, wrap: str | None) -> N
     loaded = zoo.load_weights(target, tmp_path / "w.pt")
     assert same(source, target)
     assert (len(loaded.loaded), loaded.fresh) == (10, ())
+
+
+def test_a_checkpoint_of_a_run_loads(tmp_path: Path) -> None:
+    source, target = network(), network()
+    save_checkpoint(tmp_path / "checkpoint.pt", {"seed": 1}, {"model": source.state_dict(), "epochs": [{"loss": 1.0}]})
+    zoo.load_weights(target, tmp_path / "checkpoint.pt")
+    assert same(source, target)
 
 
 def test_safetensors_load(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ _HELP = {
     "select": "Compress only layers whose name matches this pattern, such as 'blocks.13.*'.",
     "paper_layers": "Train and compress what the paper's code does where it speaks of the last 5 or 10 layers of a "
     "segmentation network.",
+    "paper_patches": "With gradient_filter and --paper-layers: each layer has its published patch instead of --patch.",
     "pointwise": "Convert norms, activations, pools and dropout too.",
     "budget": "Bytes that a batch may hold for backward, such as 64MB: each layer's setting is chosen to meet it.",
 }

@@ -33,11 +33,12 @@ def plan(options: PlanOptions) -> int:
     prepared = prepare(options.network, options.data, options.machine, options.seed)
     images, _ = next(prepared.data.train.serve())
     choice = choose(prepared, compression)
+    assert choice.codec is not None
     keep_frozen(prepared.model, choice.frozen)
     made = tuckprop.plan(
         prepared.model,
         images.to(prepared.device),
-        compression.codec,
+        choice.codec,
         last=choice.last,
         select=choice.select,
         pointwise=compression.pointwise,

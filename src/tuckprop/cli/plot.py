@@ -5,9 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from tuckprop.cli.reproduce import draw_tasks
 from tuckprop.cli.table import finished_rows
-from tuckprop.report import plot as draw
-from tuckprop.report import save_plot
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,8 @@ class PlotOptions:
 
     Attributes:
         runs: Folders of runs, folders that hold several, or the id of what `tuckprop reproduce` has run.
-        out: File to write; its suffix is replaced by each of the three.
+        out: File to write; its suffix is replaced by each of the three. Runs on several data sets or networks have a
+            plot for each: the second goes to OUT-2, and so on.
         memory: What to plot against: held (measured), paper (the paper's count) or process (peak of the process).
     """
 
@@ -27,6 +27,6 @@ class PlotOptions:
 
 def plot(options: PlotOptions) -> int:
     """Write it; return the exit code."""
-    for file in save_plot(draw(finished_rows(options.runs), options.memory), options.out):
+    for file in draw_tasks(finished_rows(options.runs), options.memory, options.out):
         print(file)
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from tuckprop.cli.reproduce import folder_of
 from tuckprop.errors import CheckpointError, ConfigError
 from tuckprop.report import find_records, report_html
 
@@ -14,7 +15,7 @@ class ReportOptions:
     """Write runs as one HTML file: tables, plots, curves and every run's settings. It needs no other file.
 
     Attributes:
-        runs: Folders of runs, or folders that hold several.
+        runs: Folders of runs, folders that hold several, or the id of what `tuckprop reproduce` has run.
         out: File to write.
         title: Of the page.
         overwrite: Replace the file where there is one.
@@ -40,7 +41,7 @@ def report(options: ReportOptions) -> int:
         raise ConfigError(f"--out: {out} exists already; choose another name or add --overwrite")
     if not options.runs:
         raise CheckpointError("expected one folder of runs or more, got none")
-    page = report_html(find_records(options.runs), options.title)
+    page = report_html(find_records(map(folder_of, options.runs)), options.title)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.name}.tmp")
     # JSON can hold half of a surrogate pair, which UTF-8 cannot.

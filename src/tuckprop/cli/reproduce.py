@@ -3,17 +3,19 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from tuckprop.errors import ConfigError
-from tuckprop.report import find_records, plot, save_plot, summarise, tables
-from tuckprop.reproduce import Config, carry_out, known, read, runs
+from tuckprop.report import Row, find_records, plot, save_plot, summarise, tables
+from tuckprop.reproduce import Config, Run, carry_out, known, read, runs
+from tuckprop.reproduce.config import Scale
 from tuckprop.reproduce.config import options as train_options
 
 _RUNS = Path("runs/reproduce")
@@ -28,10 +30,12 @@ class ReproduceOptions:
         list: Print every table and figure, and how many runs each has.
         scale: "paper" for the published settings, "small" for a few seconds without a download.
         out: Folder for the runs.
-        data_path: Where the data set's files are.
-        weights: A file of weights to start from.
+        data_path: Where the data set's files are; for several data sets the folder that holds theirs.
+        weights: A file of weights to start from; for several networks MODEL=FILE for each. Others keep what the config
+            says, public weights as a rule.
         only: Run only these methods, by codec: plain hosvd.
-        set: Other settings of `tuckprop train` than the config's, as name=value: epochs=3 train_size=2000.
+        set: Other settings of `tuckprop train` than the config's, as name=value: epochs=3 train_size=2000. A list runs
+            every value: seed=[233,234,235].
     """
 
     id: tyro.conf.Positional[str] = ""
@@ -39,7 +43,7 @@ class ReproduceOptions:
     scale: Literal["paper", "small"] = "paper"
     out: Path = _RUNS
     data_path: Path | None = None
-    weights: Path | None = None
+    weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[MODEL=]FILE")] = ()
     only: tuple[str, ...] = ()
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
 
@@ -56,13 +60,13 @@ def reproduce(options: ReproduceOptions) -> int:
     out = options.out / config.id / options.scale
     console.print(f"{config.title} ({config.paper}) -> {out}", highlight=False)
     if config.commands:
-        return _draw(config, out)
-    chosen = runs(config, _besides(options))
+        return _draw(config, options, out)
+    chosen = _with_weights(runs(config, _besides(options)), options.weights)
+    names = list(dict.fromkeys(run.method for run in chosen))
+    if strange := [name for name in options.only if name not in names]:
+        raise ConfigError(f"--only: expected some of {', '.join(names)}, got {strange[0]}")
     if options.only:
         chosen = [run for run in chosen if run.method in options.only]
-    if not chosen:
-        names = ", ".join(dict.fromkeys(str(method["codec"]) for method in config.methods))
-        raise ConfigError(f"--only: expected some of {names}, got {', '.join(options.only)}")
     outcomes = carry_out(chosen, out, lambda line: console.print(line, highlight=False, soft_wrap=True))
     done = [outcome.folder for outcome in outcomes if outcome.error is None]
     if done:
@@ -72,8 +76,8 @@ def reproduce(options: ReproduceOptions) -> int:
         print(f"tuckprop: {outcome.run.name}: {outcome.error}", file=sys.stderr)
     if failed:
         print(
-            f"tuckprop: {len(failed)} of {len(outcomes)} runs failed, the others are kept in {out}; the same command "
-            "goes on with what is missing",
+            f"tuckprop: {len(failed)} of {len(outcomes)} runs failed, the others are kept in {out}; put right what the "
+            "lines above name, and the same command goes on with what is missing",
             file=sys.stderr,
         )
     return 1 if failed else 0
@@ -84,16 +88,44 @@ def show(console: Console, folders: list[Path], out: Path) -> None:
     rows = summarise(find_records(folders))
     for table in tables(rows):
         console.print(table)
+    for file in draw_tasks(rows, "held", out / "accuracy-memory.png"):
+        console.print(f"plot: {file}", highlight=False, soft_wrap=True)
+
+
+def draw_tasks(rows: Sequence[Row], memory: str, out: Path) -> list[Path]:
+    """Draw a plot a task: the first to `out`, the second to OUT-2 and so on; return the files.
+
+    Raises:
+        ConfigError: `memory` is no kind of memory.
+    """
+    files: list[Path] = []
     for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
-        name = "accuracy-memory" + (f"-{number + 1}" if number else "")
-        for file in save_plot(plot([row for row in rows if row.task == task]), out / f"{name}.png"):
-            console.print(f"plot: {file}", highlight=False, soft_wrap=True)
+        place = out.with_name(f"{out.stem}-{number + 1}{out.suffix}") if number else out
+        files += save_plot(plot([row for row in rows if row.task == task], memory), place)
+    return files
 
 
-def folder_of(name: str) -> Path | None:
-    """Return where runs of a config are, or None where `name` is no config's id or has not been run."""
-    found = _RUNS / name
-    return found if name in known() and found.is_dir() else None
+def folder_of(path: Path) -> Path:
+    """Return where runs of a config are, if `path` is no path but a config's id; else `path`.
+
+    Those of the paper's scale go before those of the small one.
+
+    Raises:
+        ConfigError: They have not been run, or the config is a figure that is drawn without runs.
+    """
+    name = str(path)
+    if path.exists() or name not in known():
+        return path
+    if read(name).commands:
+        raise ConfigError(f"{name} has no runs: `tuckprop reproduce {name}` draws it")
+    folders = [_RUNS / name / str(scale) for scale in get_args(Scale)]
+    found = [folder for folder in folders if folder.is_dir()]
+    if not found:
+        raise ConfigError(
+            f"{name} has not been run: expected its runs in {_RUNS / name}; run `tuckprop reproduce {name}`, or give "
+            "the folder that --out named there"
+        )
+    return found[0]
 
 
 def _besides(options: ReproduceOptions) -> dict[str, Any]:
@@ -107,22 +139,58 @@ def _besides(options: ReproduceOptions) -> dict[str, Any]:
             besides[name] = json.loads(value)
         except json.JSONDecodeError:
             besides[name] = value
-    for name in ("data_path", "weights"):
-        if getattr(options, name) is not None:
-            besides[name] = getattr(options, name)
-    if options.weights is not None:
-        besides["pretrained"] = False
+    if options.data_path is not None:
+        besides["data_path"] = options.data_path
     return besides
 
 
-def _draw(config: Config, out: Path) -> int:
+def _with_weights(chosen: Sequence[Run], weights: Sequence[str]) -> list[Run]:
+    """Return the runs, started from the files that are given as FILE for all networks or MODEL=FILE for one."""
+    models = list(dict.fromkeys(str(run.settings.get("model")) for run in chosen))
+    files: dict[str, Path] = {}
+    for text in weights:
+        model, sign, file = text.partition("=")
+        own = bool(sign) and not Path(text).exists()
+        if own and model not in models:
+            raise ConfigError(f"--weights: expected FILE, or MODEL=FILE with one of {', '.join(models)}, got {text!r}")
+        files |= {model: Path(file)} if own else {name: Path(text) for name in models if name not in files}
+    return [
+        replace(run, settings={**run.settings, "weights": files[model], "pretrained": False})
+        if (model := str(run.settings.get("model"))) in files
+        else run
+        for run in chosen
+    ]
+
+
+def _draw(config: Config, options: ReproduceOptions, out: Path) -> int:
+    """Carry out the commands, one a process; return the largest exit code."""
     code = 0
     out.mkdir(parents=True, exist_ok=True)
     for number, arguments in enumerate(config.commands):
         name = config.id + (f"-{number + 1}" if number else "")
-        command = [sys.executable, "-m", "tuckprop.cli", *arguments, "--out", str(out / f"{name}.png")]
-        code = max(code, subprocess.run(command).returncode)
+        command = [*_adapted(arguments, config.id, options), "--out", str(out / f"{name}.png")]
+        code = max(code, subprocess.run([sys.executable, "-m", "tuckprop.cli", *command]).returncode)
     return code
+
+
+def _adapted(arguments: Sequence[str], name: str, options: ReproduceOptions) -> list[str]:
+    """Return a command's arguments with those that the user gave for data, weights and settings.
+
+    Raises:
+        ConfigError: The command takes none.
+    """
+    if options.only:
+        raise ConfigError(f"--only: {name} is one figure, it has no methods to choose from; leave it away")
+    settings = _besides(options)
+    if len(options.weights) > 1:
+        raise ConfigError(f"--weights: {name} has one network, expected one file, got {', '.join(options.weights)}")
+    if options.weights:
+        settings["weights"] = options.weights[0]
+    if settings and arguments[0] != "spectrum":
+        given = ", ".join(key.replace("_", "-") for key in settings)
+        raise ConfigError(f"{name} is computed from formulas, it takes no {given}; see `tuckprop predict --help`")
+    kept = [argument for argument in arguments if not (options.weights and argument == "--pretrained")]
+    return [*kept, *Run(name, settings).arguments()]
 
 
 def _list() -> Table:

@@ -1,4 +1,4 @@
-"""`tuckprop spectrum`: how much the leading components of a layer's input explain."""
+"""`tuckprop spectrum`: how much the leading components of a layer's input explain, or of every layer's."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +20,16 @@ _LAYER = "Name of a convolution or Linear layer, or its place from the end: -4 i
 
 @dataclass(frozen=True)
 class SpectrumOptions:
-    """Plot the explained variance of one layer's input on one batch against the components kept, for each mode."""
+    """Plot the explained variance of a layer's input on one batch against the components kept, for each mode."""
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
     data: DataSettings = field(default_factory=DataSettings)
     machine: Machine = field(default_factory=Machine)
     seed: int = 233
     layer: Annotated[str, tyro.conf.arg(help=_LAYER)] = "-4"
+    every: Annotated[
+        bool, tyro.conf.arg(help="Plot every convolution and Linear layer instead, each to files of its own.")
+    ] = False
     modes: Annotated[tuple[int, ...], tyro.conf.arg(help="Which modes, counted from 1; by default all.")] = ()
     epsilon: Annotated[float, tyro.conf.arg(help="Share of variance to mark.")] = 0.8
     out: Annotated[Path, tyro.conf.arg(help="File to write, as .png, .pdf and .svg.")] = Path("spectrum.png")
@@ -35,14 +38,16 @@ class SpectrumOptions:
 def spectrum(options: SpectrumOptions) -> int:
     """Write the plot and print a table; return the exit code."""
     prepared = prepare(options.network, options.data, options.machine, options.seed)
-    name = _find(prepared.model, options.layer)
+    names = choose_sites(prepared.model) if options.every else [_find(prepared.model, options.layer)]
     images, _ = next(prepared.data.train.serve())
-    layer = explained_variance(prepared.model, images.to(prepared.device), [name])[name]
-    title = f"{prepared.name} on {options.data.data}, input of layer {name}"
-    figure = plot_explained_variance(layer, title, options.modes, options.epsilon)
-    Console().print(explained_variance_table(layer, title, options.modes, options.epsilon), highlight=False)
-    for file in save_plot(figure, options.out):
-        print(file)
+    console = Console()
+    for name, layer in explained_variance(prepared.model, images.to(prepared.device), names).items():
+        title = f"{prepared.name} on {options.data.data}, input of layer {name}"
+        figure = plot_explained_variance(layer, title, options.modes, options.epsilon)
+        console.print(explained_variance_table(layer, title, options.modes, options.epsilon), highlight=False)
+        out = options.out.with_name(f"{options.out.stem}-{name.replace('.', '_')}") if options.every else options.out
+        for file in save_plot(figure, out):
+            print(file)
     return 0
 
 

@@ -44,7 +44,7 @@ def finished_rows(runs: tuple[Path, ...]) -> list[Row]:
     """
     if not runs:
         raise CheckpointError("expected one folder of runs or more, got none")
-    records = find_records(path if path.exists() else folder_of(str(path)) or path for path in runs)
+    records = find_records(map(folder_of, runs))
     open_ = [record for record in records if not record.finished]
     if open_:
         Console(stderr=True).print(

@@ -77,6 +77,8 @@ def _folder(experiment: Experiment) -> str:
     codec = compression.codec
     settings: dict[str, Any] = experiment.flat()["codec_settings"]
     method = ["plain"] if codec is None else [codec_name(codec), *map(str, settings.values())]
+    if compression.paper_patches:
+        method = [codec_name(codec), "patches"] if codec is not None else method
     depth = "all" if compression.last is None else f"last{compression.last}"
     if compression.paper_layers is not None:
         depth = f"paper{compression.paper_layers}"

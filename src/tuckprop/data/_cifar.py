@@ -34,6 +34,6 @@ def read_batch(path: Path, key: str, classes: int) -> tuple[Tensor, Tensor]:
         raise DataError(f"{path}: expected a list of {len(data)} {key!r}, one an image, got {count}")
     wrong = [label for label in labels if not isinstance(label, int) or not 0 <= label < classes]
     if wrong:
-        raise DataError(f"{path}: expected labels from 0 to {classes - 1}, got {wrong[0]!r}")
+        raise DataError(f"{path}: expected labels from 0 to {classes - 1}, got {wrong[0]!r}; fetch the file again")
     images = torch.from_numpy(np.array(data)).view(-1, 3, SIDE, SIDE)
     return images, torch.tensor(labels, dtype=torch.int64)

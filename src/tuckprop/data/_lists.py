@@ -50,7 +50,7 @@ def read_number(text: str, path: Path, what: str, low: int, high: int) -> int:
     except ValueError:
         number = None
     if number is None or not low <= number <= high:
-        raise DataError(f"{path}: {what}: expected a number from {low} to {high}, got {text!r}")
+        raise DataError(f"{path}: {what}: expected a number from {low} to {high}, got {text!r}; fetch the file again")
     return number
 
 

@@ -49,7 +49,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             found = _ArraysOnly(file, encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything
-        raise DataError(f"{path}: cannot be read as a CIFAR file: {error}") from error
+        raise DataError(f"{path}: cannot be read as a CIFAR file: {error}; fetch it again") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected a dictionary, as CIFAR's files hold, got a {type(found).__name__}")
     return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}

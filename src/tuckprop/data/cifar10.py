@@ -46,7 +46,10 @@ def read_cifar10(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     for folder in (path, path / PLACE.inner):
         if any((folder / name).exists() for name in _BATCHES):
             return _read_batches(PLACE.find(folder)), CLASSES
-    return read_folder(path, classes=CLASSES, size=SIDE)
+    try:
+        return read_folder(path, classes=CLASSES, size=SIDE)
+    except DataError as error:
+        raise DataError(f"CIFAR-10: {error}; or {PLACE.help()}") from error
 
 
 def _read_batches(folder: Path) -> Pictures:

@@ -54,10 +54,14 @@ def _read(path: Path | None, part: str) -> Pictures:
     labels, chosen = _whole(folder / _LABELS, "labels"), _whole(folder / _SPLIT, part)
     wrong = labels[(labels < 1) | (labels > _CLASSES)]
     if len(wrong):
-        raise DataError(f"{folder / _LABELS}: expected labels from 1 to {_CLASSES}, got {wrong[0]}")
+        raise DataError(
+            f"{folder / _LABELS}: expected labels from 1 to {_CLASSES}, got {wrong[0]}; fetch the file again"
+        )
     wrong = chosen[(chosen < 1) | (chosen > len(labels))]
     if len(wrong):
-        raise DataError(f"{folder / _SPLIT}: {part}: expected images from 1 to {len(labels)}, got {wrong[0]}")
+        raise DataError(
+            f"{folder / _SPLIT}: {part}: expected images from 1 to {len(labels)}, got {wrong[0]}; fetch the file again"
+        )
     names = [f"image_{number:05}.jpg" for number in chosen]
     return list_pictures(folder / "jpg", names, torch.from_numpy(labels[chosen - 1] - 1), folder / _SPLIT)
 

@@ -146,7 +146,7 @@ def _label(
     if len(found) < 2:
         raise DataError(
             f"{where}: expected images as CLASS/NAME.jpg, in a folder for each of at least two classes; found "
-            f"{len(names)} images in {len(found)} folders"
+            f"{len(names)} images in {len(found)} folders; give the folder that holds the classes' folders"
         )
     known = tuple(classes) if classes is not None else tuple(found)
     if set(found) != set(known):

@@ -42,7 +42,10 @@ def read_food101(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     dishes = [name.partition("/")[0] for name in names]
     strange = [dish for dish in dishes if dish not in number]
     if strange:
-        raise DataError(f"{folder / _LIST}: expected CLASS/IMAGE with a class of {_NAMES}, got {strange[0]!r}")
+        raise DataError(
+            f"{folder / _LIST}: expected CLASS/IMAGE with a class of {_NAMES}, got {strange[0]!r}; unpack the data set "
+            "again"
+        )
     labels = torch.tensor([number[dish] for dish in dishes], dtype=torch.int64)
     return list_pictures(folder / "images", [f"{name}.jpg" for name in names], labels, folder / _LIST), classes
 

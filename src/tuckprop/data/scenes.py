@@ -72,10 +72,14 @@ class ScenePictures:
         if mask.shape != (height, width):
             shape = " x ".join(str(length) for length in mask.shape[::-1])
             name = self._images.names[index]
-            raise DataError(f"{path}: expected {width} x {height} pixels, as the image {name!r} has, got {shape}")
+            raise DataError(
+                f"{path}: expected {width} x {height} pixels, as the image {name!r} has, got {shape}; unpack both again"
+            )
         wrong = mask[(mask >= self._classes) & (mask != IGNORED)]
         if wrong.size:
-            raise DataError(f"{path}: expected classes from 0 to {self._classes - 1} or {IGNORED}, got {wrong[0]}")
+            raise DataError(
+                f"{path}: expected classes from 0 to {self._classes - 1} or {IGNORED}, got {wrong[0]}; replace the mask"
+            )
         return mask
 
 
@@ -92,7 +96,7 @@ def read_png_mask(path: Path) -> Mask:
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot decode the mask: {error}; it may be truncated, replace it") from error
     if mode not in {"L", "P"}:
-        raise DataError(f"{path}: expected a mask in grey or with a palette (mode L or P), got mode {mode}")
+        raise DataError(f"{path}: expected a mask in grey or with a palette (mode L or P), got mode {mode}; replace it")
     return mask
 
 
@@ -109,7 +113,9 @@ def renumbered(mask: Mask, table: Mask, path: Path) -> Mask:
     """
     wrong = mask[(mask >= len(table)) & (mask != IGNORED)]
     if wrong.size:
-        raise DataError(f"{path}: expected numbers from 0 to {len(table) - 1} or {IGNORED}, got {wrong[0]}")
+        raise DataError(
+            f"{path}: expected numbers from 0 to {len(table) - 1} or {IGNORED}, got {wrong[0]}; replace the mask"
+        )
     whole = np.full(256, IGNORED, np.uint8)
     whole[: len(table)] = table
     return whole[mask]

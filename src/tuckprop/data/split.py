@@ -25,8 +25,14 @@ def split(
         Indices for training and for validation, int64.
 
     Raises:
-        ConfigError: A size is not positive or larger than what there is.
+        ConfigError: A size is not positive or larger than what there is, or there is nothing to validate on.
     """
+    # The largest class decides whether there is anything to hold out.
+    if not any(round(int(count) * val_share) for count in labels.unique(return_counts=True)[1]):
+        raise ConfigError(
+            f"split: no class has images enough to hold {val_share:.0%} of them out for validation, of {len(labels)} "
+            "images in all; use a data set with more images of each class"
+        )
     train, val = [], []
     for members in _by_class(labels, seed):
         held_out = round(len(members) * val_share)

@@ -5,6 +5,7 @@ without VOC's 1,449 validation images.
 """
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tuckprop.data._lists import read_rows
 from tuckprop.data._matlab import read_mat
 from tuckprop.data._places import Place
 from tuckprop.data.scenes import Mask, ScenePictures, read_png_mask
-from tuckprop.errors import DataError
+from tuckprop.errors import DataError, TuckpropWarning
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -42,8 +43,8 @@ def read_voc2012(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
 
     Args:
         path: The folder with JPEGImages, or one that holds it as VOCdevkit/VOC2012. SBD is looked for beside VOCdevkit,
-            VOC2012, or in VOC2012, as benchmark_RELEASE/dataset. None downloads VOC with torchvision, once, into the
-            user's cache folder.
+            VOC2012, or in VOC2012, as benchmark_RELEASE/dataset, and missed with a TuckpropWarning. None downloads VOC
+            with torchvision, once, into the user's cache folder.
 
     Raises:
         DataError: Files are missing; the text says what to fetch.
@@ -55,7 +56,14 @@ def read_voc2012(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     images = [f"JPEGImages/{name}.jpg" for name in names]
     masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
     sbd = next((folder / _SBD for folder in (root.parent.parent, root.parent, root) if (folder / _SBD).is_dir()), None)
-    if sbd is not None:
+    if sbd is None:
+        warnings.warn(
+            f"VOC 2012: {_SBD} is not beside {root}, so there are {len(names)} images to train on; the paper trains on "
+            "VOC12Aug, 10,582 of them: fetch SBD's benchmark.tgz and put its benchmark_RELEASE beside VOCdevkit",
+            TuckpropWarning,
+            stacklevel=2,
+        )
+    else:
         # VOC's own mask is the better one where both have an image.
         taken = {*names, *_names(root / _LISTS / "val.txt")}
         more = sorted({*_names(sbd / "train.txt"), *_names(sbd / "val.txt")} - taken)

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tuckprop.errors import ConfigError
 from tuckprop.report.records import Record
-from tuckprop.report.style import COLOURS, MARKERS, SIZE
+from tuckprop.report.style import COLOURS, SIZE, method_styles
 from tuckprop.report.summary import summarise, task
 
 # More markers on a line than these hide it.
@@ -39,10 +39,11 @@ def curves(records: Sequence[Record]) -> Figure:
     above, below = figure.subplots(2, sharex=True)
     # The order of the rows, so that the colours are those of the other plots; then methods with no finished run.
     methods = list(dict.fromkeys([row.method for row in summarise(begun)] + [record.method for record in begun]))
+    styles = method_styles(methods)
     for record in begun:
-        number = methods.index(record.method)
-        _line(above, record, number, [epoch.loss for epoch in record.epochs])
-        _line(below, record, number, [100 * epoch.val_accuracy for epoch in record.epochs])
+        style = styles[record.method]
+        _line(above, record, style, [epoch.loss for epoch in record.epochs])
+        _line(below, record, style, [100 * epoch.val_accuracy for epoch in record.epochs])
     above.set_title(tasks[0], fontsize=8)
     above.set_ylabel("training loss", fontsize=8)
     below.set_ylabel("validation accuracy, %", fontsize=8)
@@ -51,16 +52,16 @@ def curves(records: Sequence[Record]) -> Figure:
     for axes in (above, below):
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3, linewidth=0.5)
-    _legend(figure, methods, all(record.finished for record in begun))
+    _legend(figure, styles, all(record.finished for record in begun))
     return figure
 
 
-def _line(axes: Axes, record: Record, number: int, values: Sequence[float]) -> None:
+def _line(axes: Axes, record: Record, style: dict[str, str], values: Sequence[float]) -> None:
     axes.plot(
         [epoch.epoch for epoch in record.epochs],
         values,
-        color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number % len(MARKERS)],
+        color=style["color"],
+        marker=style["marker"],
         markersize=3,
         markevery=-(-len(values) // _MARKS),
         linewidth=0.8,
@@ -69,13 +70,13 @@ def _line(axes: Axes, record: Record, number: int, values: Sequence[float]) -> N
     )
 
 
-def _legend(figure: Figure, methods: Sequence[str], finished: bool) -> None:
+def _legend(figure: Figure, styles: dict[str, dict[str, str]], finished: bool) -> None:
     """Add an entry a method, and one for dashed lines where there are any."""
     entries = [
-        Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], markersize=4, linewidth=1)
-        for n in range(len(methods))
+        Line2D([], [], color=style["color"], marker=style["marker"], markersize=4, linewidth=1)
+        for style in styles.values()
     ]
-    labels = list(methods)
+    labels = list(styles)
     if not finished:
         entries.append(Line2D([], [], color=COLOURS[0], linestyle="--", linewidth=0.8))
         labels.append("not finished")

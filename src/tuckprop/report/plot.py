@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tuckprop.errors import ConfigError
 from tuckprop.registry import Registry
-from tuckprop.report.style import COLOURS, MARKERS, SIZE
+from tuckprop.report.style import SIZE, method_styles
 from tuckprop.report.summary import Row, Spread
 from tuckprop.report.table import unit
 
@@ -58,8 +58,7 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     axes = figure.add_subplot()
     depths = {row.layers for row in rows}
     lines = {}
-    for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    for method, style in method_styles(row.method for row in rows).items():
         lines[method] = _line(axes, [row for row in rows if row.method == method], measure, style, len(depths) > 1)
     axes.set_xscale("log", base=2)
     axes.set_xlim(*_limits([measure.value(row).mean for row in rows]))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tuckprop.codecs import HOSVD, SVD, Codec
 from tuckprop.registry import Registry
-from tuckprop.report.style import COLOURS, MARKERS, legend_below, new_axes
+from tuckprop.report.style import COLOURS, MARKERS, NUMBERS, legend_below, new_axes
 from tuckprop.theory import Convolution, cost, error, speed, storage
 
 predictions: Registry[Callable[[], Figure]] = Registry("figure of predictions")
@@ -24,7 +24,8 @@ _KERNEL = 3
 # Closer together near one, where the ratio climbs; with 0.75, where HOSVD's bound leaves the ground.
 _SHARES = tuple(1 - 0.5 * 2 ** (-n / 8) for n in range(57))
 # One colour a method, in all of these figures.
-_PLAIN, _HOSVD, _SVD = ((COLOURS[n], MARKERS[n]) for n in range(3))
+_NUMBERS = (NUMBERS["plain"], NUMBERS["HOSVD 0.8"], NUMBERS["SVD 0.8"])
+_PLAIN, _HOSVD, _SVD = ((COLOURS[number], MARKERS[number]) for number in _NUMBERS)
 
 
 @predictions.register("compression")

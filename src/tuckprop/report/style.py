@@ -1,11 +1,19 @@
 """The look that all figures share: a paper's column, small type, one colour and one marker a thing."""
 
+from collections.abc import Iterable
+from itertools import count
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart, and a marker each for print in grey.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+# Which of them the paper's methods have in every figure.
+NUMBERS = {
+    "plain": 0, "Gradient Filter 2": 1, "Gradient Filter 4": 2, "Gradient Filter 7": 3, "SVD 0.8": 4, "HOSVD 0.8": 5,
+    "Subspace 0.8": 6, "SVD 0.9": 7, "HOSVD 0.9": 8,
+}  # fmt: skip
 # A column of a paper, in inches.
 SIZE = (3.5, 3.3)
 
@@ -20,6 +28,18 @@ def new_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3, linewidth=0.5)
     return figure, axes
+
+
+def method_styles(methods: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return colour and marker of each method: its own if it is the paper's, else the next that nobody has."""
+    names = list(dict.fromkeys(methods))
+    numbers = {name: NUMBERS[name] for name in names if name in NUMBERS}
+    free = (number for number in count() if number not in numbers.values())
+    chosen = {name: numbers[name] if name in numbers else next(free) for name in names}
+    return {
+        name: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        for name, number in chosen.items()
+    }
 
 
 def legend_below(figure: Figure, columns: int = 2) -> None:

@@ -81,8 +81,8 @@ def summarise(records: Iterable[Record]) -> list[Row]:
     """
 
     def known(name: str, value: Any) -> bool:
-        # Older records lack settings that came later, and are as None there.
-        return name not in _ELSEWHERE and value is not None
+        # Older records lack settings that came later, and are as None or off there.
+        return name not in _ELSEWHERE and value is not None and value is not False
 
     groups: dict[Any, list[Record]] = {}
     for record in records:

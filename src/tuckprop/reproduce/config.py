@@ -4,7 +4,7 @@ A config has a `title`, says where in the `paper` it is, and either lists runs,
 
     [settings]            options of `tuckprop train` that all runs share
     [axes]                options with a list of values each; every combination is run
-    [[methods]]           a codec and its settings; every combination is run with each
+    [[methods]]           a codec, its settings, and how it is used; every combination is run with each
 
 or has `commands`: lists of arguments of `tuckprop`, each of which draws one figure. `[small]` holds the same entries
 for a scale that runs in seconds and needs no download; its settings and axes go over those above, its methods and
@@ -52,7 +52,7 @@ class Config:
         paper: Where it is in the paper.
         settings: Options of `tuckprop train` by field name, for all runs.
         axes: Options with their values; every combination is run.
-        methods: A codec's name under "codec", and its settings.
+        methods: A codec's name under "codec", its settings, and options of `tuckprop train` on how it is used.
         commands: Arguments of `tuckprop`, instead of runs.
     """
 
@@ -136,7 +136,9 @@ def _check(config: Config, path: Path) -> None:
         codec = str(method.get("codec"))
         if codec != "plain" and codec not in codecs:
             raise ConfigError(f"{path}: methods: expected a codec, one of plain, {', '.join(codecs)}, got {codec!r}")
-        own = {"codec"} | ({field.name for field in fields(codecs[codec])} if codec in codecs else set())
+        own = {field.name for field in fields(Compression)} | (
+            {field.name for field in fields(codecs[codec])} if codec in codecs else set()
+        )
         for name in method.keys() - own:
             raise ConfigError(f"{path}: methods: codec {codec} has no setting {name!r}")
     if bool(config.methods) == bool(config.commands):

@@ -46,19 +46,23 @@ def runs(config: Config, besides: Mapping[str, Any] | None = None) -> list[Run]:
 
     Args:
         config: What to run.
-        besides: Settings that go over those of the config; one that is an axis there takes the place of its values.
+        besides: Settings that go over those of the config; one that is an axis there takes the place of its values. A
+            list is an axis too: every value is run.
 
     Returns:
         The runs, in the order of the axes, methods innermost. A value 0 of `last` stands for all layers.
     """
     besides = dict(besides or {})
-    axes = {name: values for name, values in config.axes.items() if name not in besides}
+    more = {name: besides.pop(name) for name, value in list(besides.items()) if isinstance(value, list)}
+    axes = {name: more.pop(name, values) for name, values in config.axes.items() if name not in besides} | more
     found = []
     for values in product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         for method in config.methods:
             settings = {**config.settings, **chosen, **method, **besides}
-            parts = [str(method["codec"]), *(str(v) for k, v in method.items() if k != "codec")]
+            # A switch reads as its name.
+            parts = [str(method["codec"])]
+            parts += [k.replace("_", "") if v is True else str(v) for k, v in method.items() if k != "codec"]
             parts += [f"{name.replace('_', '')}{value}" for name, value in chosen.items()]
             if settings.get("last") == 0:
                 del settings["last"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from tuckprop.errors import CheckpointError
-from tuckprop.report import read_record
+from tuckprop.errors import CheckpointError, TuckpropWarning
+from tuckprop.report import Record, read_record
 from tuckprop.report.records import FILE as RECORD
 from tuckprop.reproduce.grid import Run
 from tuckprop.train.checkpoint import FILE as CHECKPOINT
@@ -17,6 +17,7 @@ from tuckprop.train.checkpoint import FILE as CHECKPOINT
 # What the process of a run returns after Ctrl-C.
 _INTERRUPTED = 130
 _BOX = " │╭╮╰╯─"
+_WARNING = f"tuckprop: {TuckpropWarning.__name__}: "
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def carry_out(runs: Sequence[Run], out: Path, tell: Callable[[str], None]) -> li
         left = f", about {_minutes(sum(spent) / len(spent) * (len(runs) - number + 1))} left" if spent else ""
         tell(f"run {number} of {len(runs)}: {run.name}{left}")
         begun = perf_counter()
-        outcomes.append(Outcome(run, folder, _train(run, folder)))
+        outcomes.append(Outcome(run, folder, _train(run, folder, tell)))
         spent.append(perf_counter() - begun)
         if outcomes[-1].error is not None:
             tell(f"run {number} of {len(runs)}: failed: {outcomes[-1].error}")
@@ -70,20 +71,38 @@ def carry_out(runs: Sequence[Run], out: Path, tell: Callable[[str], None]) -> li
 
 def finished(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Say whether the folder holds a finished run of these settings."""
+    record = _finished_record(folder)
+    return record is not None and not _differences(record, settings)
+
+
+def _finished_record(folder: Path) -> Record | None:
+    """Return the record of the finished run in the folder; None without one."""
     if not (folder / RECORD).exists():
-        return False
+        return None
     try:
         record = read_record(folder)
     except CheckpointError:
-        return False
-    asked = record.settings | record.settings["codec_settings"]
+        return None
+    return record if record.finished else None
+
+
+def _differences(record: Record, settings: Mapping[str, Any]) -> list[str]:
+    """Return which settings, in words, the run was not made with."""
+    made = record.settings | record.settings["codec_settings"]
     elsewhere = {"data_path", "weights", "device", "threads"}
-    same = all(str(asked.get(name)) == str(value) for name, value in settings.items() if name not in elsewhere)
-    return record.finished and same
+    return [
+        f"{name} is {made.get(name)!r} there, {value!r} here"
+        for name, value in settings.items()
+        if name not in elsewhere and str(made.get(name)) != str(value)
+    ]
 
 
-def _train(run: Run, folder: Path) -> str | None:
-    """Return the error's line, or None."""
+def _train(run: Run, folder: Path, tell: Callable[[str], None]) -> str | None:
+    """Return the error's line, or None; tell the warnings."""
+    earlier = _finished_record(folder)
+    if earlier is not None:
+        differing = "; ".join(_differences(earlier, run.settings))
+        return f"{folder} holds a finished run with other settings: {differing}; it is kept, give another --out"
     command = [sys.executable, "-m", "tuckprop.cli", "train", *run.arguments(), "--out", str(folder), "--no-table"]
     if (folder / CHECKPOINT).exists():
         command.append("--resume")
@@ -94,6 +113,9 @@ def _train(run: Run, folder: Path) -> str | None:
         raise KeyboardInterrupt
     # The command line's parser draws a box around what it says.
     lines = [line.strip(_BOX) for line in done.stderr.splitlines()]
+    for line in lines:
+        if line.startswith(_WARNING):
+            tell(line)
     said = [line for line in lines if line.startswith("tuckprop: ")] or [" ".join(line for line in lines if line)]
     return None if done.returncode == 0 else (said[-1].removeprefix("tuckprop: ") or f"exit code {done.returncode}")
 

@@ -64,10 +64,18 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise CheckpointError(f"resume: expected a checkpoint of tuckprop ({_FORMAT}) at {path}, got something else")
     there, state = found["identity"], found["state"]
-    differing = [key for key in {**there, **identity} if there.get(key) != identity.get(key)]
+    differing = [key for key in {**there, **identity} if not _same(there.get(key), identity.get(key))]
     if differing:
         shown = "; ".join(f"{key} is {there.get(key)!r} there, {identity.get(key)!r} here" for key in differing)
-        raise CheckpointError(f"resume: {path} belongs to another run: {shown}")
+        raise CheckpointError(
+            f"resume: {path} belongs to another run: {shown}; give the settings that it has, or another folder (--out)"
+        )
     if not isinstance(state, dict):
         raise CheckpointError(f"resume: {path} holds no state")
     return state
+
+
+def _same(there: Any, here: Any) -> bool:
+    """Say whether two values of a setting are one; an older checkpoint lacks settings that came later and are off."""
+    off = there is None and here is False
+    return off or bool(there == here)

@@ -6,11 +6,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from tuckprop import convert, freeze, plan, zoo
+from tuckprop import GradientFilter, convert, freeze, plan, zoo
 from tuckprop.convert import keep_frozen
 from tuckprop.data import Loaded, load
 from tuckprop.errors import ConfigError
-from tuckprop.plan import Select, choose_sites, names_beside
+from tuckprop.plan import CodecChoice, Select, choose_sites, names_beside
 from tuckprop.train.classification import Classification
 from tuckprop.train.segmentation import Segmentation
 from tuckprop.train.settings import Compression, DataSettings, Machine, NetworkSettings
@@ -127,20 +127,20 @@ def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
     last, select = choice.last, choice.select
     keep_frozen(model, choice.frozen)
     sites = tuple(choose_sites(model, last=last, select=select))
-    if settings.codec is not None and settings.budget is not None:
+    if choice.codec is not None and settings.budget is not None:
         images, _ = next(iter(prepared.data.train.serve()))
         planned = plan(
             model,
             images.to(prepared.device),
-            settings.codec,
+            choice.codec,
             last=last,
             select=select,
             pointwise=settings.pointwise,
             budget=settings.budget,
         )
         convert(model, planned)
-    elif settings.codec is not None:
-        convert(model, settings.codec, last=last, select=select, pointwise=settings.pointwise)
+    elif choice.codec is not None:
+        convert(model, choice.codec, last=last, select=select, pointwise=settings.pointwise)
     elif last is not None:
         freeze(model, last=last, select=select)
     return sites
@@ -153,23 +153,31 @@ class Choice:
     Attributes:
         last: As `tuckprop.convert` takes it.
         select: As `tuckprop.convert` takes it.
+        codec: As `tuckprop.convert` takes it; None trains the plain model.
         frozen: Names of modules to freeze besides what `last` freezes.
     """
 
     last: int | None
     select: Select | None
+    codec: CodecChoice | None
     frozen: tuple[str, ...] = ()
 
 
 def choose(prepared: Prepared, settings: Compression) -> Choice:
-    """Return which layers of the model the settings mean.
+    """Return which layers of the model the settings mean, and how each is compressed.
 
     Raises:
-        ConfigError: The layers are given twice, or the paper has no such list.
+        ConfigError: The layers are given twice, or the paper has no such list or patches.
     """
-    pattern, count = settings.select, settings.paper_layers
+    pattern, count, codec = settings.select, settings.paper_layers, settings.codec
+    if settings.paper_patches and (count is None or not isinstance(codec, GradientFilter)):
+        raise ConfigError(
+            "paper_patches: expected codec gradient_filter and paper_layers 5 or 10 beside it, got "
+            f"{codec or 'plain'} and paper_layers {count}"
+        )
     if count is None:
-        return Choice(settings.last, None if pattern is None else lambda name, module: fnmatchcase(name, pattern))
+        select = None if pattern is None else lambda name, module: fnmatchcase(name, pattern)
+        return Choice(settings.last, select, codec)
     for name in ("last", "select"):
         if (value := getattr(settings, name)) is not None:
             raise ConfigError(
@@ -178,4 +186,6 @@ def choose(prepared: Prepared, settings: Compression) -> Choice:
             )
     layers = zoo.paper_layers(prepared.name, count)
     frozen = names_beside(prepared.model, zoo.paper_trained(prepared.name, count))
-    return Choice(None, lambda name, module: name in layers, frozen)
+    by_layer = {name: GradientFilter(patch) for name, patch in zoo.paper_patches(prepared.name, count).items()}
+    chosen: CodecChoice | None = by_layer if settings.paper_patches else codec
+    return Choice(None, lambda name, module: name in layers, chosen, frozen)

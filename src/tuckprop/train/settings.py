@@ -61,6 +61,8 @@ class Compression:
         select: Compress, and count, only layers whose name matches this pattern, as in `fnmatch`.
         paper_layers: 5 or 10: train and compress the layers that the paper's code does there in this segmentation
             network (`zoo.paper_layers`, `zoo.paper_trained`), instead of `last` and `select`.
+        paper_patches: Give each of those layers the patch that Gradient Filter's authors gave it (`zoo.paper_patches`),
+            instead of the codec's.
         pointwise: Convert norms, activations, pools and dropout too.
         budget: Bytes that a batch may hold for backward, such as 64MB; each layer's setting is then chosen on the first
             batch.
@@ -70,6 +72,7 @@ class Compression:
     last: int | None = None
     select: str | None = None
     paper_layers: int | None = None
+    paper_patches: bool = False
     pointwise: bool = True
     budget: str | None = None
 
@@ -196,6 +199,8 @@ class Experiment:
         codec = self.compression.codec
         if codec is None:
             return "plain"
+        if self.compression.paper_patches:
+            return f"{codec.label}, patches by layer"
         if self.compression.budget is not None:
             return f"{codec.label}, budget {self.compression.budget}"
         values = [(setting, getattr(codec, setting.name)) for setting in fields(codec)]

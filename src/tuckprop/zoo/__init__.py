@@ -5,7 +5,7 @@ from tuckprop.zoo._base import Builder, networks
 from tuckprop.zoo._torchvision import import_torchvision
 from tuckprop.zoo.build import build
 from tuckprop.zoo.hub_weights import load_hub_weights
-from tuckprop.zoo.paper_layers import paper_layers, paper_trained
+from tuckprop.zoo.paper_layers import paper_layers, paper_patches, paper_trained
 from tuckprop.zoo.weights import Loaded, load_weights
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "mcunet",
     "networks",
     "paper_layers",
+    "paper_patches",
     "paper_trained",
     "segmentation",
 ]

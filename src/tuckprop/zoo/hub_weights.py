@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from tuckprop.errors import ConfigError, DataError
+from tuckprop.zoo import mcunet_weights
 from tuckprop.zoo._torchvision import import_torchvision
 from tuckprop.zoo.build import TIMM
 from tuckprop.zoo.hub import import_timm
@@ -14,15 +15,16 @@ from tuckprop.zoo.weights import Loaded, find_heads, load_state
 # torchvision's name of the network whose weights these begin with; a segmentation network has them in its encoder.
 _CLASSIFIERS = {"mobilenetv2": "mobilenet_v2", "resnet18": "resnet18", "resnet34": "resnet34", "swin_t": "swin_t"}
 _ENCODERS = dict.fromkeys(("pspnet_r18", "deeplabv3_r18", "fcn_r18", "upernet_r18"), "resnet18")
-_ENCODERS |= dict.fromkeys(("pspnet_m", "deeplabv3_m"), "mobilenet_v2")
+_ENCODERS |= dict.fromkeys(("pspnet_m", "deeplabv3_m", "fcn_m"), "mobilenet_v2")
+_MCUNETS = {"mcunet": mcunet_weights.folded, "mcunet_bn": mcunet_weights.renamed}
 
 
 def load_hub_weights(name: str, model: nn.Module) -> Loaded:
     """Load a network's public ImageNet weights into `model`, in place; the first call for a network downloads them.
 
-    The weights are torchvision's first (`IMAGENET1K_V1`), or timm's default for `timm:NAME`. A classifier of another
-    number of classes keeps its fresh values; of a segmentation network the backbone alone is loaded. Images of other
-    than 3 channels take timm's networks only.
+    The weights are torchvision's first (`IMAGENET1K_V1`), MCUNet's are those of its authors (with batch norms folded in
+    for `mcunet`), or timm's default for `timm:NAME`. A classifier of another number of classes keeps its fresh values;
+    of a segmentation network the backbone alone is loaded. Images of other than 3 channels take timm's networks only.
 
     Args:
         name: As `build` was given it.
@@ -37,12 +39,18 @@ def load_hub_weights(name: str, model: nn.Module) -> Loaded:
     """
     if name.startswith(TIMM):
         return _load_timm(model, name.removeprefix(TIMM))
+    if name in _MCUNETS:
+        try:
+            given = mcunet_weights.download()
+        except Exception as error:  # a hub's client raises many kinds
+            raise _unreachable(name, "mcunet-in1", error) from error
+        return load_state(model, _MCUNETS[name](given), mcunet_weights.URL, heads=find_heads(model))
     if name in _CLASSIFIERS:
         theirs = _CLASSIFIERS[name]
         return load_state(model, _torchvision_state(name, theirs), f"torchvision's {theirs}", heads=find_heads(model))
     if name in _ENCODERS:
         return _load_encoder(model, _torchvision_state(name, _ENCODERS[name]), f"torchvision's {_ENCODERS[name]}")
-    known = ", ".join([*_CLASSIFIERS, *_ENCODERS])
+    known = ", ".join([*_MCUNETS, *_CLASSIFIERS, *_ENCODERS])
     raise ConfigError(f"network {name!r} has no weights in a hub; use --weights FILE, or one of {known}, timm:NAME")
 
 

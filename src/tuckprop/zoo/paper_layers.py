@@ -1,9 +1,12 @@
 """Which layers the paper's code trains and compresses in its segmentation networks, "5 layers" and "10 layers".
 
+And with which patches its baseline, Gradient Filter, does so.
+
 Source: the configurations of Gradient Filter (Yang et al., CVPR 2023), which the paper takes over.
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from tuckprop.errors import ConfigError
 
@@ -53,6 +56,21 @@ _TRAINED = {
     },
 }
 
+# Gradient Filter's patches: of DeepLabV3's pyramid, where they follow the dilation, and of UPerNet's levels.
+_ASPP_PATCHES = dict(zip(_ASPP, (3, 3, 6, 9, 3), strict=True))
+_LEVEL_PATCHES = dict(zip((*_LATERAL, *_FPN, "decoder.psp.out_conv.0"), (2, 4, 8, 2, 4, 8, 8, 2), strict=True))
+# The patch of the other layers, and of those that differ.
+_PATCHES: dict[str, dict[int, tuple[int, dict[str, int]]]] = {
+    "pspnet_r18": {5: (4, {}), 10: (4, {})},
+    "pspnet_m": {5: (4, {}), 10: (4, {})},
+    "deeplabv3_r18": {5: (2, _ASPP_PATCHES), 10: (2, _ASPP_PATCHES)},
+    "deeplabv3_m": {5: (3, _ASPP_PATCHES), 10: (3, _ASPP_PATCHES)},
+    "fcn_r18": {5: (4, {}), 10: (2, {})},
+    "upernet_r18": {5: (2, _LEVEL_PATCHES), 10: (2, _LEVEL_PATCHES)},
+}
+
+_Entry = TypeVar("_Entry")
+
 
 def paper_layers(name: str, count: int) -> tuple[str, ...]:
     """Return the layers that the paper's code compresses, and counts, where it speaks of the last 5 or 10.
@@ -99,7 +117,28 @@ def paper_trained(name: str, count: int) -> tuple[str, ...]:
     return (*_find(_TRAINED, name, count), "classifier")
 
 
-def _find(lists: Mapping[str, Mapping[int, tuple[str, ...]]], name: str, count: int) -> tuple[str, ...]:
+def paper_patches(name: str, count: int) -> dict[str, int]:
+    """Return the side of Gradient Filter's patch in each layer of `paper_layers`, which differs from layer to layer.
+
+    Args:
+        name: A segmentation network of the zoo.
+        count: 5 or 10.
+
+    Returns:
+        Sides by names of modules.
+
+    Raises:
+        ConfigError: The paper has no such network or number.
+
+    Example:
+        >>> paper_patches("pspnet_r18", 5)
+        {'decoder.conv.0': 4}
+    """
+    usual, unusual = _find(_PATCHES, name, count)
+    return {layer: unusual.get(layer, usual) for layer in paper_layers(name, count)}
+
+
+def _find(lists: Mapping[str, Mapping[int, _Entry]], name: str, count: int) -> _Entry:
     if name not in lists:
         raise ConfigError(f"paper_layers: the paper has lists for {', '.join(lists)}, got {name!r}; use last instead")
     if count not in lists[name]:

@@ -125,6 +125,13 @@ def fcn_r18(classes: int, channels: int) -> nn.Module:
     return Segmenter(encoder, FCNDecoder(widths[-1], 128), 128, classes)
 
 
+@networks.register("fcn_m")
+def fcn_m(classes: int, channels: int) -> nn.Module:
+    """Return an FCN (Long et al., CVPR 2015) on MobileNetV2; the paper's tables have none."""
+    encoder, widths = _mobilenetv2(channels, 8)
+    return Segmenter(encoder, FCNDecoder(widths[-1], 512), 512, classes)
+
+
 @networks.register("upernet_r18")
 def upernet_r18(classes: int, channels: int) -> nn.Module:
     """Return UPerNet (Xiao et al., ECCV 2018) on ResNet18."""

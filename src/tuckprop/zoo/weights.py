@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, path: Path | str) -> Loaded:
     Args:
         model: The network.
         path: A `.safetensors` file, or one of `torch.save` (read with `weights_only=True`) that holds a state dict,
-            bare or under "state_dict" or "model".
+            bare or under "state_dict" or "model"; or the checkpoint of a run of this library.
 
     Returns:
         What was loaded and what was not.
@@ -104,7 +104,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises many kinds on a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"weights: {path} is not a file of torch.save that can be loaded safely: {reason}") from error
-    for key in ("state_dict", "model"):
+    # A checkpoint of this library has the model in its state.
+    for key in ("state", "state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
