@@ -59,6 +59,16 @@ void gate(const uint32_t *grad, uint32_t *out, const uint8_t *bits, Size count) 
     gate_part(grad + start, out + start, bits + start / 8, least(count - start, ELEMENTS));
 }
 
+/* Bytes of codes, the first in the lowest bits; as `unpack` takes them. */
+static inline __attribute__((always_inline)) void pack(const uint8_t *cells, const uint8_t *codes, uint8_t *packed,
+                                                       int bytes, const int bits) {
+  for (int i = 0; i < bytes; i++) {
+    int byte = 0;
+    for (int j = 0; j < 8 / bits; j++) byte |= codes[cells[8 / bits * i + j]] << j * bits;
+    packed[i] = (uint8_t)byte;
+  }
+}
+
 static void encode_part(const float *x, uint8_t *packed, Size count, const uint8_t *codes, int bits, float reach,
                         float scale, float offset) {
   const int held = 8 / bits;
@@ -70,12 +80,12 @@ static void encode_part(const float *x, uint8_t *packed, Size count, const uint8
       const float v = x[i] < -reach ? -reach : x[i] > last ? last : x[i];
       cells[i] = (uint8_t)(int32_t)(v * scale + offset);
     }
-    if (bits == 4) {
-      for (int i = 0; i < (now + 1) / 2; i++) packed[i] = (uint8_t)(codes[cells[2 * i]] | codes[cells[2 * i + 1]] << 4);
-      continue;
-    }
-    memset(packed, 0, (now + held - 1) / held);
-    for (int i = 0; i < now; i++) packed[i / held] |= (uint8_t)(codes[cells[i]] << i % held * bits);
+    const int bytes = (now + held - 1) / held;
+    if (bits == 4) pack(cells, codes, packed, bytes, 4);
+    else if (bits == 2) pack(cells, codes, packed, bytes, 2);
+    else if (bits == 1) pack(cells, codes, packed, bytes, 1);
+    else pack(cells, codes, packed, bytes, 8);
+    if (now % held) packed[bytes - 1] &= (uint8_t)((1 << now % held * bits) - 1);
   }
 }
 
@@ -87,16 +97,23 @@ void encode(const float *x, uint8_t *packed, Size count, const uint8_t *codes, i
     encode_part(x + start, packed + start * bits / 8, least(count - start, ELEMENTS), codes, bits, reach, scale, offset);
 }
 
+/* The codes of a block, a byte each. The number of bits is a constant for the compiler to unroll by. */
+static inline __attribute__((always_inline)) void unpack(const uint8_t *packed, uint8_t *codes, Size bytes, const int bits) {
+  for (Size i = 0; i < bytes; i++)
+    for (int j = 0; j < 8 / bits; j++) codes[8 / bits * i + j] = packed[i] >> j * bits & ((1 << bits) - 1);
+}
+
 static void scale_part(const float *grad, float *out, const uint8_t *packed, Size count, const float *levels, int bits) {
-  const int held = 8 / bits, mask = (1 << bits) - 1;
-  Size i = 0;
-  if (bits == 4)
-    for (; i + 2 <= count; i += 2) {
-      const uint8_t pair = packed[i / 2];
-      out[i] = grad[i] * levels[pair & 15];
-      out[i + 1] = grad[i + 1] * levels[pair >> 4];
-    }
-  for (; i < count; i++) out[i] = grad[i] * levels[packed[i / held] >> i % held * bits & mask];
+  for (; count > 0; count -= BLOCK, grad += BLOCK, out += BLOCK, packed += BLOCK * bits / 8) {
+    const Size now = least(count, BLOCK), bytes = (now * bits + 7) / 8;
+    uint8_t codes[BLOCK];
+    if (bits == 4) unpack(packed, codes, bytes, 4);
+    else if (bits == 2) unpack(packed, codes, bytes, 2);
+    else if (bits == 1) unpack(packed, codes, bytes, 1);
+    else memcpy(codes, packed, bytes);
+#pragma GCC ivdep
+    for (Size k = 0; k < now; k++) out[k] = grad[k] * levels[codes[k]];
+  }
 }
 
 /* out = grad * levels[code]. */
