@@ -15,8 +15,8 @@ for seed in "$@"; do
     budget=386KB
     [ "$last" = 4 ] || budget=673KB
     for method in plain hosvd:--epsilon:0.8 hosvd:--epsilon:0.9 hosvd8:--epsilon:0.9 hosvd8:--epsilon:0.95 \
-      hosvd8:--epsilon:0.97 subspace:--epsilon:0.8 subspace:--epsilon:0.83 subspace:--epsilon:0.85 \
-      subspace:--epsilon:0.9 "hosvd:--budget:$budget"; do
+      hosvd8:--epsilon:0.97 subspace:--epsilon:0.8 subspace:--epsilon:0.82 subspace:--epsilon:0.83 \
+      subspace:--epsilon:0.85 subspace:--epsilon:0.9 subspace:--epsilon:0.92 "hosvd:--budget:$budget"; do
       run=$out/${method//:/}-last$last-seed$seed
       grep -qs '"kind": "memory"' "$run/record.jsonl" && continue
       resume=()

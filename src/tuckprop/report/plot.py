@@ -31,6 +31,9 @@ class Measure:
     value: Callable[[Row], Spread]
 
 
+# Points (1/72 inch) between numbers that can both be read.
+_LETTERS = 8
+
 measures: Registry[Measure] = Registry("kind of memory")
 measures.add("held", Measure("held for backward, measured", lambda row: row.held))
 measures.add("paper", Measure("activation memory, paper's count (peak)", lambda row: row.paper_peak))
@@ -57,9 +60,11 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     depths = {row.layers for row in rows}
-    lines = {}
-    for method, style in method_styles(row.method for row in rows).items():
-        lines[method] = _line(axes, [row for row in rows if row.method == method], measure, style, len(depths) > 1)
+    styles = method_styles(row.method for row in rows)
+    lines = {
+        method: _line(axes, [row for row in rows if row.method == method], measure, style)
+        for method, style in styles.items()
+    }
     axes.set_xscale("log", base=2)
     axes.set_xlim(*_limits([measure.value(row).mean for row in rows]))
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
@@ -67,6 +72,8 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=7)
     axes.margins(y=0.12)
+    if len(depths) > 1:
+        _number(axes, [row for method in styles for row in rows if row.method == method], measure, styles)
     axes.set_xlabel(measure.label, fontsize=8)
     metric = rows[0].metric
     axes.set_ylabel("validation accuracy, %" if metric == "accuracy" else f"{metric}, %", fontsize=8)
@@ -77,8 +84,8 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     return figure
 
 
-def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, Any], depths: bool) -> Artist:
-    """Draw one method with its spreads, and the number of layers at each point where that differs."""
+def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, Any]) -> Artist:
+    """Draw one method with its spreads."""
     drawn = axes.errorbar(
         [measure.value(row).mean for row in points],
         [100 * row.best_accuracy.mean for row in points],
@@ -90,11 +97,23 @@ def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, Any]
         label=points[0].method,
         **style,
     )
-    for row in points if depths else []:
-        where = measure.value(row).mean, 100 * row.best_accuracy.mean
-        axes.annotate(row.layers.number, where, (4, 4), textcoords="offset points", fontsize=6, color=style["color"])
     line: Artist = drawn.lines[0]
     return line
+
+
+def _number(axes: Axes, points: list[Row], measure: Measure, styles: dict[str, dict[str, Any]]) -> None:
+    """Write the number of layers beside each point, but where that would lie over another's."""
+    axes.autoscale_view()
+    points_per_pixel = 72 / axes.figure.dpi
+    placed: list[tuple[float, float]] = []
+    for row in points:
+        where = measure.value(row).mean, 100 * row.best_accuracy.mean
+        across, up = (float(value) * points_per_pixel for value in axes.transData.transform(where))
+        if any(abs(across - x) < _LETTERS and abs(up - y) < _LETTERS for x, y in placed):
+            continue
+        placed.append((across, up))
+        color = styles[row.method]["color"]
+        axes.annotate(row.layers.number, where, (4, 4), textcoords="offset points", fontsize=6, color=color)
 
 
 def _tick(value: float, position: int | None = None) -> str:
