@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from tests.zoo.test_build import SEGMENTERS
 from tuckprop import HOSVD, convert, zoo
@@ -165,7 +166,7 @@ def test_a_converted_network_has_the_same_outputs_and_finite_gradients(name: str
     model, images = zoo.build(name, 3), torch.randn(2, 3, 64, 64)
     plain, expected = gradients(copy.deepcopy(model), images)
     outputs, found = gradients(convert(model, HOSVD(epsilon=0.8)), images)
-    assert torch.equal(outputs, plain)
+    assert_close(outputs, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
     assert found.keys() == expected.keys()
     assert all(gradient.isfinite().all() for gradient in found.values())
     heads = zoo.paper_layers(name, 5) if name in PAPER else ("decoder.convs.0.0", "decoder.conv_cat.0")

@@ -130,7 +130,7 @@ def trailing_grams(x: Tensor) -> dict[int, Tensor]:
         first -= 1
         joint *= x.shape[first]
     modes = range(first, x.dim())
-    if len(modes) < 2:
+    if sum(x.shape[mode] > 1 for mode in modes) < 2:
         return {}
     together = _gram(x.reshape(-1, joint).T).reshape(*x.shape[first:], *x.shape[first:])
     axes = list(range(len(modes)))

@@ -82,7 +82,8 @@ def hosvd_overhead_by_gram(conv: Convolution, ranks: tuple[int, ...]) -> int:
 
     The core is projected mode by mode, the one that shrinks most first; modes of size 1 cost nothing. Derived here, for
     unfoldings that are wider than tall and with a factor on every mode that shrinks; a mode that this library leaves
-    whole, because its factor would not pay, changes the projection alone.
+    whole, because its factor would not pay, changes the projection alone. That compiled kernels compute half of a
+    symmetric matrix, and that small trailing modes share one, is not counted.
 
     Raises:
         ConfigError: There is not one rank a mode, from 1 to the mode's size.
