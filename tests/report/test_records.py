@@ -1,7 +1,6 @@
 """Records on disk."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,16 +20,14 @@ def test_what_is_written_is_read(tmp_path: Path, finished: bool) -> None:
     assert written.finished is finished
 
 
-def test_records_of_before_there_were_several_metrics_are_read(tmp_path: Path) -> None:
-    results = (Path(__file__).parents[2] / "docs" / "results" / "mcunet-cifar10.jsonl").read_text()
-    starts = [match.start() for match in re.finditer('^{"kind": "run"', results, re.MULTILINE)]
-    for number, (start, end) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "record.jsonl").write_text(results[start:end])
-    found = find_records([tmp_path])
-    assert len(found) == len(starts) > 1
+def test_a_file_of_several_records_of_before_there_were_several_metrics_is_read() -> None:
+    results = Path(__file__).parents[2] / "docs" / "results" / "mcunet-cifar10.jsonl"
+    found = find_records([results])
+    assert len(found) == results.read_text().count('"kind": "run"') > 1
     assert all(entry.finished and entry.epochs and 0 < entry.best_accuracy < 1 for entry in found)
     assert {entry.metric for entry in found} == {"accuracy"}
+    with pytest.raises(CheckpointError, match=rf"expected the record of one run, got those of {len(found)}"):
+        read_record(results)
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_metric(tmp_path: Path) -> None:

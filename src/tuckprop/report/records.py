@@ -145,22 +145,42 @@ def read_record(path: Path) -> Record:
         The record.
 
     Raises:
-        CheckpointError: There is none, or a line of it is damaged.
+        CheckpointError: There is none, or there are several in one file, or a line is damaged.
     """
     path = path / FILE if path.is_dir() else path
+    records = read_records(path)
+    if len(records) > 1:
+        raise CheckpointError(f"{path}: expected the record of one run, got those of {len(records)}")
+    return records[0]
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read a file that has the records of several runs, one behind the other.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The records, in their order.
+
+    Raises:
+        CheckpointError: There is none, or a line is damaged.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: expected the record of a run ({FILE}), cannot read it: {error}") from error
-    record: Record | None = None
+    records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = _add(record, json.loads(line))
+            entry = json.loads(line)
+            begun = records.pop() if records and not (isinstance(entry, dict) and entry.get("kind") == "run") else None
+            records.append(_add(begun, entry))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}, line {number}: expected a line of a run's record: {error}") from error
-    if record is None:
+    if not records:
         raise CheckpointError(f"{path}: expected the record of a run, it is empty")
-    return record
+    return records
 
 
 def _add(record: Record | None, line: Any) -> Record:
@@ -187,7 +207,7 @@ def find_records(paths: Iterable[Path]) -> list[Record]:
     """Read the records of runs.
 
     Args:
-        paths: Record files, folders of runs, or folders that hold those at any depth.
+        paths: Record files, of one run or of several, folders of runs, or folders that hold those at any depth.
 
     Returns:
         The records, each file once, in the order of their paths.
@@ -201,4 +221,4 @@ def find_records(paths: Iterable[Path]) -> list[Record]:
         if not found:
             raise CheckpointError(f"{path}: expected the folder of a run or of several, found no {FILE} in it")
         files |= dict.fromkeys(file.resolve() for file in found)
-    return [read_record(file) for file in files]
+    return [record for file in files for record in read_records(file)]
