@@ -15,6 +15,7 @@ from pathlib import Path
 log = logging.getLogger("tuckprop")
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "depthwise.c", "batch_norm.c", "gram.c"))
+_HEADER = Path(__file__).with_name("vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 
 
@@ -53,7 +54,7 @@ def _fingerprint(compiler: str) -> str:
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     processor = sorted({line for line in lines if line.lower().startswith(("flags", "features", "cpu part"))})
     facts = (
-        *[source.read_text() for source in _SOURCES],
+        *[path.read_text() for path in (*_SOURCES, _HEADER)],
         compiler,
         str(Path(compiler).stat().st_mtime),
         platform.machine(),

@@ -2,27 +2,19 @@
 
 #include <math.h>
 #include <stddef.h>
-#include <stdint.h>
 
-typedef int64_t Size;
+#include "vectors.h"
 
-enum { LANES = 16, VECTORS = 4, BLOCK = LANES * VECTORS };
+enum { VECTORS = 4, BLOCK = LANES * VECTORS };
 
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static double total(const Vector sum[VECTORS]) {
-  const Vector all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  double result = 0;
-  for (int l = 0; l < LANES; l++) result += all[l];
-  return result;
-}
+static double all(const Vector sum[VECTORS]) { return total((sum[0] + sum[1]) + (sum[2] + sum[3])); }
 
 static double sum_of(const float *x, Size count) {
   Vector sum[VECTORS] = {{0}};
   Size i = 0;
   for (; i + BLOCK <= count; i += BLOCK)
     for (int v = 0; v < VECTORS; v++) sum[v] += *(const Vector *)(x + i + v * LANES);
-  double result = total(sum);
+  double result = all(sum);
   for (; i < count; i++) result += x[i];
   return result;
 }
@@ -35,7 +27,7 @@ static double squares_of(const float *x, Size count, float mean) {
       const Vector far = *(const Vector *)(x + i + v * LANES) - mean;
       sum[v] += far * far;
     }
-  double result = total(sum);
+  double result = all(sum);
   for (; i < count; i++) result += (double)(x[i] - mean) * (x[i] - mean);
   return result;
 }
@@ -83,7 +75,7 @@ void batch_norm_backward(const float *grad, const float *x, const float *weight,
           sums[v] += now;
           products[v] += now * (*(const Vector *)(a + i + v * LANES) - middle);
         }
-      sum += total(sums), product += total(products);
+      sum += all(sums), product += all(products);
       for (; i < positions; i++) sum += g[i], product += (double)g[i] * (a[i] - middle);
     }
     if (grad_weight) grad_weight[c] = (float)(product * invstd[c]);

@@ -7,20 +7,17 @@
  *     out[t] = bias + sum over taps of weight * phase[t + distance],    t = row * pitch + column,
  * where columns of t beyond the output's are computed and not read. */
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef int64_t Size;
+#include "vectors.h"
 
 /* Sizes, per axis (rows, columns): of the plane, of the output, of the window, and its stride, padding, dilation. */
 typedef struct {
   Size plane[2], output[2], kernel[2], stride[2], padding[2], dilation[2];
 } Window;
 
-enum { LANES = 16, VECTORS = 4, BLOCK = LANES * VECTORS, MOST_TAPS = 121 };
-
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+enum { VECTORS = 4, BLOCK = LANES * VECTORS, MOST_TAPS = 121 };
 
 /* How the planes of a window lie in the buffer. */
 typedef struct {
@@ -29,10 +26,6 @@ typedef struct {
   Size taps;
   Size phase[MOST_TAPS], distance[MOST_TAPS];
 } Plan;
-
-static Size least(Size a, Size b) { return a < b ? a : b; }
-static Size most(Size a, Size b) { return a > b ? a : b; }
-static Size up(Size a, Size b) { return a <= 0 ? 0 : (a + b - 1) / b; }
 
 static Plan plan_of(const Window *w) {
   Plan plan = {0};
@@ -221,10 +214,7 @@ void depthwise_weight(const float *x, const float *grad, float *out, Size sample
           for (Size t = 0; t < count; t += BLOCK)
             for (int v = 0; v < VECTORS; v++)
               sum[v] += *(const Vector *)(source + t + v * LANES) * *(const Vector *)(g + t + v * LANES);
-          const Vector all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-          float total = 0;
-          for (int l = 0; l < LANES; l++) total += all[l];
-          sums[tap] += total;
+          sums[tap] += total((sum[0] + sum[1]) + (sum[2] + sum[3]));
         }
       }
       for (Size tap = 0; tap < plan.taps; tap++) out[c * plan.taps + tap] = (float)sums[tap];

@@ -2,36 +2,17 @@
  * diagonal is computed, and no copy of X is made where its rows are short. Tiles of G are summed in registers over as
  * much of X as stays in the cache. */
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef int64_t Size;
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-enum { LANES = 16, TILE = 5 };
-#elif defined(__AVX__)
-enum { LANES = 8, TILE = 3 };
-#else
-enum { LANES = 4, TILE = 4 };
-#endif
-
-/* Rows and vectors of columns of a tile where X is read column by column. */
-enum { HIGH = 6, WIDE = LANES == 16 ? 4 : 2 };
+/* Rows and columns of a tile where X is read row by row; rows and vectors of columns where it is read column by column.
+ * AVX-512 has 32 registers, AVX 16. */
+enum { TILE = LANES == 16 ? 5 : 3, HIGH = 6, WIDE = LANES == 16 ? 4 : 2 };
 
 /* Elements of X that a tile sums over before it leaves the registers, and those that stay in the cache. */
 enum { DEEP = 1024, CACHED = 1 << 17, GROUPS = 16 };
-
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static Size least(Size a, Size b) { return a < b ? a : b; }
-static Size most(Size a, Size b) { return a > b ? a : b; }
-
-static inline float total(Vector sum) {
-  float result = 0;
-  for (int l = 0; l < LANES; l++) result += sum[l];
-  return result;
-}
 
 /* G[i.., j..] += X[i..] X[j..]^T for a tile, over `samples` matrices that are `stride` apart and columns 0..count. Rows
  * beyond the last are computed as the last and not written. */
