@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tests.cases import decaying
-from tuckprop.linalg.basis import NotFactorableError, check_energy, spectrum, working_dtype
+from tuckprop.linalg.basis import NotFactorableError, check_energy, eigh_batched, spectrum, working_dtype
 
 
 @st.composite
@@ -114,3 +114,20 @@ def test_a_decomposition_that_fails_in_single_precision_is_done_in_double(monkey
     assert found.rank == expected.rank
     assert found.vectors.dtype == torch.float32
     torch.testing.assert_close(found.energies, expected.energies)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.sampled_from([1e-12, 1.0, 1e12]), st.integers(0, 5))
+def test_a_batch_of_eigenproblems_is_each_of_them(sizes: list[int], scale: float, seed: int) -> None:
+    """Padding changes nothing, also where the rank is not full and energies of 0 lie next to the padding's."""
+    generator = torch.Generator().manual_seed(seed)
+    grams = []
+    for size in sizes:
+        rows = torch.randn(size, max(1, size - 2), generator=generator, dtype=torch.float64)
+        grams.append(scale * rows @ rows.T)
+    for gram, (energies, vectors) in zip(grams, eigh_batched(grams), strict=True):
+        assert energies.shape == (len(gram),)
+        identity = torch.eye(len(gram), dtype=gram.dtype)
+        torch.testing.assert_close(vectors.T @ vectors, identity, rtol=0, atol=1e-9)
+        rebuilt = vectors * energies @ vectors.T
+        torch.testing.assert_close(rebuilt, gram, rtol=0, atol=1e-11 * float(gram.trace()))
+        assert bool((energies.diff() >= -1e-12 * scale).all())

@@ -20,7 +20,7 @@ def made(shape: tuple[int, ...], varying: tuple[int, ...], seed: int) -> Standar
     x = torch.randn(shape, generator=generator, dtype=torch.float64) + 3
     shift = torch.randn(sizes, generator=generator, dtype=torch.float64)
     scale = torch.rand(sizes, generator=generator, dtype=torch.float64) + 0.5
-    energy = float(((x - shift) * scale).square().sum())
+    energy = ((x - shift) * scale).square().sum()
     return Standardised(x, shift, scale, energy)
 
 

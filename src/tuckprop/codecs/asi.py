@@ -12,6 +12,7 @@ from tuckprop.codecs._tucker import in_memory_order
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, working_dtype
 from tuckprop.linalg.iteration import iterate
+from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import project
 
@@ -55,7 +56,9 @@ class IterationTracker:
 
     def _factor(self, y: Tensor, order: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
         flat = y.flatten()
-        check_energy(float(flat.dot(flat)), y)
+        energy = flat.dot(flat)
+        if not waiting_costs(y.device):
+            check_energy(float(energy), y)
         shape = tuple(y.shape[order.index(axis)] for axis in range(y.dim()))
         known = self.bases.get(shape, {})
         moved: dict[int, Tensor] = {}
@@ -64,7 +67,8 @@ class IterationTracker:
             rank = min(self.ranks[min(axis, len(self.ranks) - 1)], size, y.numel() // size)
             basis = known.get(axis)
             start = _random(size, rank, y) if basis is None else basis.to(y)
-            moved[axis] = iterate(y, start, mode)
+            # An activation that is not finite, where that was not checked, leaves the bases alone.
+            moved[axis] = torch.where(energy.isfinite(), iterate(y, start, mode), start)
         self.bases[shape] = moved
         factors = {order.index(axis): basis for axis, basis in moved.items()}
         return project(y, factors), factors, tuple(moved[axis].shape[1] for axis in order)

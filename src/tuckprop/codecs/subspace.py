@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
+from math import isnan, prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
@@ -13,8 +14,10 @@ from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
+from tuckprop.linalg.lagged import Lagged, capturing, waiting_costs
 from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.range_finder import find_range
 from tuckprop.linalg.remembered import Remembered, remembering, remembering_within
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import modes_worth_factoring, project
@@ -50,6 +53,9 @@ class Bases:
         misses: How often in a row bases did not serve one activation beyond that they were computed from.
         whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
         batch_pays: Whether a factor of the batch saved enough bytes when the bases were new.
+        batch_rank: The rank of that factor then; 0 for none.
+        measured: What the last activation packed with them lost, where that is read a step later: the share of the
+            energy lost to the bases, and the share of the rest lost to a factor of the batch.
     """
 
     factors: dict[int, Tensor]
@@ -60,6 +66,8 @@ class Bases:
     misses: int = 0
     whole: frozenset[int] = frozenset()
     batch_pays: bool = True
+    batch_rank: int = 0
+    measured: Lagged | None = None
 
 
 @dataclass
@@ -121,8 +129,9 @@ class SubspaceTracker:
     def state(self) -> dict[str, Any]:
         """Return the bases and the counts, for a checkpoint."""
         bases = [
-            {"size": list(key), **asdict(replace(known, factors={}, shares={}))}
+            {"size": list(key), **asdict(replace(known, factors={}, shares={}, measured=None))}
             | {"factors": dict(known.factors), "shares": dict(known.shares)}
+            | {"measured": None if known.measured is None else known.measured.read()}
             for key, known in self.bases.items()
         ]
         bases = [entry | {"whole": sorted(entry["whole"])} for entry in bases]
@@ -133,33 +142,64 @@ class SubspaceTracker:
         self.bases = {}
         for entry in state["bases"]:
             rest = {name: value for name, value in entry.items() if name != "size"}
-            self.bases[tuple(entry["size"])] = Bases(**rest | {"whole": frozenset(entry["whole"])})
+            measured = entry.get("measured")
+            self.bases[tuple(entry["size"])] = Bases(
+                **rest
+                | {"whole": frozenset(entry["whole"])}
+                | {"measured": None if measured is None else Lagged(torch.tensor(measured, dtype=torch.float64))}
+            )
         self.refreshes, self.uses = state["refreshes"], state["uses"]
 
     def _factor(self, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
+        like = y.x if isinstance(y, Standardised) else y
         energy = y.energy if isinstance(y, Standardised) else _energy(y)
-        check_energy(energy, _like(y))
+        lagging = waiting_costs(like.device)
+        if not lagging:
+            check_energy(float(energy), like)
         self.uses += 1
-        sizes = y.shape
+        mode, sizes = order.index(0), y.shape
         key = tuple(sizes[order.index(axis)] for axis in range(1, len(order)))
         known = self.bases.get(key)
         core = None
-        if known is not None and known.age < self.horizon:
-            core = project(y, {order.index(axis): basis.to(_like(y)) for axis, basis in known.factors.items()})
-            if energy and not self._fits(1 - _energy(core) / energy, known.lost):
+        if known is not None and known.age < self.horizon and not (lagging and self._missed(known, like.device)):
+            core = project(y, {order.index(axis): basis.to(like) for axis, basis in known.factors.items()})
+            if not lagging and energy and not self._fits(1 - float(_energy(core)) / float(energy), known.lost):
                 core = None
         if known is None or core is None:
-            known, core = self._refresh(y.dense() if isinstance(y, Standardised) else y, order, energy, known)
+            if lagging:
+                check_energy(float(energy), like)
+            known, core = self._refresh(y.dense() if isinstance(y, Standardised) else y, order, float(energy), known)
         factors = {order.index(axis): basis.to(core) for axis, basis in known.factors.items()}
-        batch: dict[int, Tensor] = {}
+        tracked, batch = core, dict[int, Tensor]()
         if known.batch_pays:
-            core, batch = self._factor_batch(core, order.index(0), prod(sizes))
+            at_known_rank = lagging and known.age > 0
+            core, batch = (
+                self._factor_batch_at(core, mode, known.batch_rank)
+                if at_known_rank
+                else self._factor_batch(core, mode, prod(sizes))
+            )
             factors |= batch
-        self.bases[key] = replace(
-            known, age=known.age + 1, batch_pays=bool(batch) if not known.age else known.batch_pays
-        )
-        rank = core.shape[order.index(0)] if batch else 0  # 0: no factor to count
+        if not known.age:
+            known = replace(known, batch_pays=bool(batch), batch_rank=core.shape[mode] if batch else 0)
+        elif lagging and not capturing(like.device):
+            known = replace(known, measured=_measure(energy, tracked, core))
+        self.bases[key] = replace(known, age=known.age + 1)
+        rank = core.shape[mode] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
+
+    def _missed(self, known: Bases, device: torch.device) -> bool:
+        """Say whether these bases did not serve the activation before this one."""
+        if known.measured is None or capturing(device):
+            return False
+        lost, lost_to_batch = known.measured.read()
+        if isnan(lost):  # Of an activation that was 0, or not finite: nothing that other bases would have kept.
+            return False
+        return not self._fits(lost, known.lost) or lost_to_batch > (1 + self.slack) * self._batch_share
+
+    @property
+    def _batch_share(self) -> float:
+        """The share of the core's energy that a factor of the batch may lose: little beside what is lost anyway."""
+        return (1 - self.epsilon) / 3
 
     def _fits(self, lost: float, expected: float) -> bool:
         """Say whether bases still do what they did when they were computed, neither worse nor needlessly better."""
@@ -168,36 +208,45 @@ class SubspaceTracker:
         return lost <= (1 + self.slack) * max(expected, least) and (1 + self.slack) * max(lost, least) >= expected
 
     def _factor_batch(self, core: Tensor, mode: int, elements: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """Factor the batch mode of the core, at a share of the core's energy that adds little to what is lost."""
+        """Factor the batch mode of the core, if that pays."""
         size, rest = core.shape[mode], core.numel() // core.shape[mode]
         if size == 1 or rest == 1 or core.numel() * _SMALL < elements:
             return core, {}
-        found = spectrum(core, mode, 1 - (1 - self.epsilon) / 3)
+        found = spectrum(core, mode, 1 - self._batch_share)
         rank = int(found.rank)
         if rank * (size + rest) > _WORTH * core.numel():
             return core, {}
         basis = found.leading(rank)
         return mode_product(core, basis, mode), {mode: basis}
 
+    def _factor_batch_at(self, core: Tensor, mode: int, rank: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """Factor the batch mode of the core at this rank, if that pays, without waiting for a number."""
+        size, rest = core.shape[mode], core.numel() // core.shape[mode]
+        if rank * (size + rest) > _WORTH * core.numel():
+            return core, {}
+        basis = find_range(core, mode, rank)
+        return mode_product(core, basis, mode), {mode: basis}
+
     def _refresh(self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None) -> tuple[Bases, Tensor]:
         self.refreshes += 1
-        misses, whole = self._learn(known)
+        misses, whole = self._learn(known, y.device)
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
         bases = {mode: self._basis(y, mode, energy, _before(known, order[mode])) for mode in modes}
         ranks = [bases[m].basis.shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
         factors = {mode: bases[mode].basis for mode in modes_worth_factoring(y.shape, ranks)}
         core = project(y, factors)
-        lost = max(0.0, 1 - _energy(core) / energy) if energy else 0.0
+        lost = max(0.0, 1 - float(_energy(core)) / energy) if energy else 0.0
         by_axis = {order[mode]: basis for mode, basis in factors.items()}
         shares = {order[mode]: bases[mode].shares for mode in factors}
         counted = {axis: 0 if axis in whole else ranks[mode] for mode, axis in enumerate(order) if axis != 0}
         return Bases(by_axis, shares, counted, lost, misses=misses, whole=whole), core
 
-    def _learn(self, known: Bases | None) -> tuple[int, frozenset[int]]:
+    def _learn(self, known: Bases | None, device: torch.device) -> tuple[int, frozenset[int]]:
         """Return misses in a row and axes to leave whole, now that these bases have to be replaced."""
         if known is None or known.age >= self.horizon:
             return 0, frozenset()
-        if known.age > 1:
+        # Where a miss is seen a step later, the bases served one activation more, well or not.
+        if known.age > (2 if waiting_costs(device) else 1):
             return 0, known.whole
         if known.misses + 1 < _PATIENCE or not known.factors:
             return known.misses + 1, known.whole
@@ -225,13 +274,15 @@ def _before(known: Bases | None, axis: int) -> Remembered | None:
     return Remembered(known.factors[axis], known.shares[axis])
 
 
-def _like(y: Tensor | Standardised) -> Tensor:
-    return y.x if isinstance(y, Standardised) else y
-
-
-def _energy(x: Tensor) -> float:
+def _energy(x: Tensor) -> Tensor:
     flat = x.reshape(prod(x.shape))
-    return float(flat.dot(flat))
+    return flat.dot(flat)
+
+
+def _measure(energy: Tensor, tracked: Tensor, core: Tensor) -> Lagged:
+    """Send off what `Bases.measured` says; of an activation of 0 it is NaN."""
+    kept = _energy(tracked).double()
+    return Lagged(torch.stack([1 - kept / energy.double(), 1 - _energy(core).double() / kept]))
 
 
 @codecs.register("subspace")
@@ -244,6 +295,10 @@ class Subspace(Codec):
     off the core (`|A - A'|^2 = |A|^2 - |S|^2`) before anything is stored, so every stored tensor obeys the bound.
     The batch mode is not tracked, as a basis of other samples says nothing about these: where it saves bytes, it is
     factored in the small core of each step, at a share `1 - (1 - epsilon) / 3` of the core's energy.
+
+    On a GPU the loss is read at the site's next activation, so that the host never waits: an activation that loses too
+    much is stored as it is, and the next one is decomposed anew. The batch is factored there at the rank it had when
+    the bases were new. While a CUDA graph is captured or replayed nothing is read, and the bases stay.
 
     Attributes:
         epsilon: Share of the energy that each mode keeps when bases are computed, in (0, 1].

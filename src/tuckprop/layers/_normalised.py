@@ -68,7 +68,7 @@ def pack_tracked(site: Site, x: Tensor, mean: Tensor, invstd: Tensor, eps: float
     with torch.no_grad():
         # The variance of the normalised input is var / (var + eps).
         share = 1 - eps * invstd.double().square().mean()
-        source = Standardised(x.detach(), mean.to(x.dtype), invstd.to(x.dtype), x.numel() * float(share))
+        source = Standardised(x.detach(), mean.to(x.dtype), invstd.to(x.dtype), x.numel() * share)
         packed = site.pack_standardised(source)
     return None if isinstance(packed, DensePacked) else packed
 

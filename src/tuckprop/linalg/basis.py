@@ -1,11 +1,14 @@
 """Orthonormal bases of mode-n unfoldings, from small Gram matrices rather than an SVD of a wide matrix."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.modes import mode_gram
 from tuckprop.linalg.ranks import explained_variance_rank
 
@@ -79,20 +82,72 @@ def spectrum(x: Tensor, mode: int, epsilon: float, known: Tensor | None = None) 
     Raises:
         NotFactorableError: see `check_energy`; no decomposition is tried then.
     """
-    size = x.shape[mode]
-    rest = prod(x.shape) // size
-    tall = None if size <= rest else x.movedim(mode, 0).reshape(size, rest)
-    if tall is not None:
-        known = tall.T @ tall
-    gram = mode_gram(x, mode) if known is None else known
-    check_energy(float(gram.trace()), x)
-    energies, vectors = eigh(gram)
-    energies = energies.flip(0)
-    if epsilon >= 1:
-        rank = torch.tensor(min(size, rest), device=x.device)
-    else:
-        rank = explained_variance_rank(energies, epsilon)
-    return Spectrum(energies, rank, vectors, tall)
+    return spectra(x, {mode: epsilon}, {} if known is None else {mode: known})[mode]
+
+
+def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor]) -> dict[int, Spectrum]:
+    """Decompose several mode-n unfoldings of `x`, as `spectrum` does one; for all of them the energy is checked once.
+
+    Args:
+        x: The tensor, any shape, float32 or float64.
+        epsilons: By mode, the share of the energy that `rank` reaches.
+        known: Gram matrices that are known already, by mode.
+
+    Returns:
+        The spectra by mode.
+
+    Raises:
+        NotFactorableError: see `check_energy`; no decomposition is tried then.
+    """
+    grams: list[Tensor] = []
+    tall: dict[int, Tensor | None] = {}
+    for mode in epsilons:
+        size = x.shape[mode]
+        rest = prod(x.shape) // size
+        long = tall[mode] = None if size <= rest else x.movedim(mode, 0).reshape(size, rest)
+        if long is not None:
+            grams.append(long.T @ long)
+        else:
+            grams.append(known[mode] if mode in known else mode_gram(x, mode))
+    if grams:
+        check_energy(float(grams[0].trace()), x)
+    found: dict[int, Spectrum] = {}
+    for (mode, epsilon), (ascending, vectors) in zip(epsilons.items(), eigh_each(grams), strict=True):
+        energies = ascending.flip(0)
+        if epsilon >= 1:
+            rank = torch.full((), len(energies), device=x.device)
+        else:
+            rank = explained_variance_rank(energies, epsilon)
+        found[mode] = Spectrum(energies, rank, vectors, tall[mode])
+    return found
+
+
+def eigh_each(grams: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return `eigh` of every Gram matrix: one after the other on a CPU, elsewhere all in one batch."""
+    if len(grams) > 1 and waiting_costs(grams[0].device):
+        return eigh_batched(grams)
+    return [eigh(gram) for gram in grams]
+
+
+def eigh_batched(grams: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return `eigh` of every Gram matrix, of different sizes, by one call.
+
+    Each is padded to the size of the largest by a block of -1 on its diagonal. No energy is below 0 but for rounding,
+    to which 1 is large after the scale is taken out, so that the padding's eigenvalues come first and are cut off.
+    """
+    largest = max(len(gram) for gram in grams)
+    scales = [gram.trace().clamp_min(torch.finfo(gram.dtype).tiny) for gram in grams]
+    padded = []
+    for gram, scale in zip(grams, scales, strict=True):
+        missing = largest - len(gram)
+        below = torch.arange(largest, device=gram.device) < missing
+        padded.append(F.pad(gram / scale, (missing, 0, missing, 0)) - torch.diag(below.to(gram.dtype)))
+    energies, vectors = eigh(torch.stack(padded))
+    cut = [largest - len(gram) for gram in grams]
+    return [
+        (energies.select(0, i).narrow(0, c, largest - c) * scales[i], vectors.select(0, i)[c:, c:])
+        for i, c in enumerate(cut)
+    ]
 
 
 def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:

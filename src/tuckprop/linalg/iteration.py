@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.orthonormal import orthonormal
 
 
 def gram_times(x: Tensor, basis: Tensor, mode: int) -> Tensor:
@@ -23,10 +24,9 @@ def gram_times(x: Tensor, basis: Tensor, mode: int) -> Tensor:
     projected = mode_product(x, basis, mode)
     if after == 1:
         return x.reshape(before, size).T @ projected.reshape(before, -1)
-    stack, small = x.reshape(before, size, after), projected.reshape(before, -1, after)
     if before == 1:
-        return stack[0] @ small[0].T
-    return torch.bmm(stack, small.transpose(1, 2)).sum(0)
+        return x.reshape(size, after) @ projected.reshape(-1, after).T
+    return torch.bmm(x.reshape(before, size, after), projected.reshape(before, -1, after).transpose(1, 2)).sum(0)
 
 
 def iterate(x: Tensor, basis: Tensor, mode: int) -> Tensor:
@@ -34,8 +34,4 @@ def iterate(x: Tensor, basis: Tensor, mode: int) -> Tensor:
 
     Source: the warm start of ASI (Nguyen et al., ICML 2025): V = A_(n)^T U, then U = QR(A_(n) V).Q.
     """
-    # The scale is taken out before squaring it once more in QR.
-    stepped = gram_times(x, basis, mode)
-    scale = stepped.abs().amax().clamp_min(torch.finfo(stepped.dtype).tiny)
-    moved: Tensor = torch.linalg.qr(stepped / scale).Q
-    return moved.contiguous()
+    return orthonormal(gram_times(x, basis, mode))

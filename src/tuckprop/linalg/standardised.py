@@ -16,13 +16,13 @@ class Standardised:
         x: Shape [n_1, ..., n_d].
         shift: Broadcasts with `x`: size 1 or n_j on every axis.
         scale: As `shift`.
-        energy: Sum of squares of the whole.
+        energy: Sum of squares of the whole, a scalar; the caller decides when to wait for it.
     """
 
     x: Tensor
     shift: Tensor
     scale: Tensor
-    energy: float
+    energy: Tensor
 
     @property
     def shape(self) -> Size:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from itertools import combinations
 from math import prod
 
+import torch
 from torch import Tensor
 
-from tuckprop.linalg.basis import spectrum
+from tuckprop.linalg.basis import spectra
 from tuckprop.linalg.modes import mode_product, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
@@ -31,12 +32,13 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
     Source: De Lathauwer et al. 2000, Nguyen et al. NeurIPS 2024 (arXiv 2411.06346).
     """
     modes = [mode for mode, size in enumerate(x.shape) if size > 1]
-    grams = trailing_grams(x)
-    spectra = {mode: spectrum(x, mode, epsilons[mode], grams.get(mode)) for mode in modes}
+    found = spectra(x, {mode: epsilons[mode] for mode in modes}, trailing_grams(x))
     ranks = [1] * x.dim()
-    for mode in modes:
-        ranks[mode] = int(spectra[mode].rank)
-    factors = {mode: spectra[mode].leading(ranks[mode]) for mode in modes_worth_factoring(x.shape, ranks)}
+    if modes:
+        # The host waits for all ranks once.
+        for mode, rank in zip(modes, torch.stack([found[mode].rank for mode in modes]).tolist(), strict=True):
+            ranks[mode] = rank
+    factors = {mode: found[mode].leading(ranks[mode]) for mode in modes_worth_factoring(x.shape, ranks)}
     return project(x, factors), factors, tuple(ranks)
 
 
