@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Size, Tensor, nn
 
-from tuckprop import HOSVD, HOSVD8, SVD, Dense, GradientFilter, Subspace
+from tuckprop import HOSVD, HOSVD8, SVD, DeflatedHOSVD, Dense, GradientFilter, Subspace
 from tuckprop.codecs import Codec, Packed
 from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.codecs.asi import ASI
@@ -195,6 +195,7 @@ CODECS: list[Codec] = [
     HOSVD(epsilon=0.9),
     HOSVD(epsilon=1.0),
     HOSVD8(epsilon=0.9),
+    DeflatedHOSVD(epsilon=0.9),
     SVD(epsilon=0.7),
     SVD(epsilon=1.0),
     Subspace(epsilon=0.7),

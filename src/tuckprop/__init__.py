@@ -1,7 +1,7 @@
 """tuckprop: PyTorch training in little memory, by keeping activations in factored form."""
 
 from tuckprop import errors
-from tuckprop.codecs import ASI, HOSVD, HOSVD8, SVD, Dense, GradientFilter, Subspace
+from tuckprop.codecs import ASI, HOSVD, HOSVD8, SVD, DeflatedHOSVD, Dense, GradientFilter, Subspace
 from tuckprop.convert import convert, freeze, revert
 from tuckprop.forecast import plan
 from tuckprop.memory import MemoryReport, measure
@@ -14,6 +14,7 @@ __all__ = [
     "HOSVD",
     "HOSVD8",
     "SVD",
+    "DeflatedHOSVD",
     "Dense",
     "GradientFilter",
     "MemoryReport",

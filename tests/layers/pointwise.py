@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tuckprop.codecs import Dense
+from tuckprop.codecs import Codec, Dense
 from tuckprop.layers import Site, find_twin, load_twins_for
 from tuckprop.layers._twin import become_twin
 from tuckprop.linalg.layout import is_dense
@@ -13,11 +13,11 @@ from tuckprop.linalg.layout import is_dense
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def twin(module: nn.Module) -> nn.Module:
-    """Return a converted copy."""
+def twin(module: nn.Module, codec: Codec | None = None) -> nn.Module:
+    """Return a converted copy, for this codec or one that has no twins of its own."""
     converted = copy.deepcopy(module)
     load_twins_for(converted)
-    kind = find_twin(converted, Dense())
+    kind = find_twin(converted, codec or Dense())
     assert kind is not None, f"{type(module).__name__} has no twin"
     become_twin(converted, kind, Site("here"))
     return converted
@@ -68,9 +68,11 @@ def assert_equal(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def assert_same_step(module: nn.Module, x: Tensor, *, leaf: bool = True, grad: Tensor | None = None) -> Step:
+def assert_same_step(
+    module: nn.Module, x: Tensor, *, leaf: bool = True, grad: Tensor | None = None, codec: Codec | None = None
+) -> Step:
     """Check that the twin gives the plain module's output, bit for bit, and gradient; return the twin's step."""
-    plain, converted = (Step(m, x, leaf=leaf, grad=grad) for m in (module, twin(module)))
+    plain, converted = (Step(m, x, leaf=leaf, grad=grad) for m in (module, twin(module, codec)))
     assert converted.y._is_view() or type(converted.y.grad_fn) is not type(plain.y.grad_fn)
     assert_equal(converted.output, plain.output)
     assert converted.y.shape == plain.y.shape

@@ -2,6 +2,7 @@
 
 from tuckprop.codecs._base import Codec, Packed, Tracker, codecs
 from tuckprop.codecs.asi import ASI
+from tuckprop.codecs.deflated_hosvd import DeflatedHOSVD
 from tuckprop.codecs.dense import Dense, DensePacked
 from tuckprop.codecs.gradient_filter import GradientFilter
 from tuckprop.codecs.hosvd import HOSVD
@@ -15,6 +16,7 @@ __all__ = [
     "HOSVD8",
     "SVD",
     "Codec",
+    "DeflatedHOSVD",
     "Dense",
     "DensePacked",
     "GradientFilter",

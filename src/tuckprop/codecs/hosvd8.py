@@ -16,7 +16,7 @@ _CODE = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_CODE).max
 
 # Of the form that is coded: its class, its meta, its dtype, its shape, and the elements that the paper counts for it.
-_Meta = tuple[type[Packed], Hashable, torch.dtype, Size, int]
+EightBitMeta = tuple[type[Packed], Hashable, torch.dtype, Size, int]
 
 
 class EightBitPacked(Packed):
@@ -27,7 +27,7 @@ class EightBitPacked(Packed):
         scales: One a tensor, of the activation's dtype, or float32 where that has half precision.
     """
 
-    def __init__(self, codes: tuple[Tensor, ...], scales: Tensor, meta: _Meta) -> None:
+    def __init__(self, codes: tuple[Tensor, ...], scales: Tensor, meta: EightBitMeta) -> None:
         self.codes = codes
         self.scales = scales
         self._meta = meta
@@ -57,12 +57,12 @@ class EightBitPacked(Packed):
         return (*self.codes, self.scales)
 
     @property
-    def meta(self) -> _Meta:
+    def meta(self) -> EightBitMeta:
         """What is known of the other form besides its tensors."""
         return self._meta
 
     @classmethod
-    def rebuild(cls, tensors: Sequence[Tensor], meta: _Meta) -> "EightBitPacked":
+    def rebuild(cls, tensors: Sequence[Tensor], meta: EightBitMeta) -> "EightBitPacked":
         """Make the object again."""
         return cls(tuple(tensors[:-1]), tensors[-1], meta)
 

@@ -143,7 +143,8 @@ def _threshold(threshold: float, value: float) -> Rectifier:
 
 
 @lru_cache(maxsize=256)
-def _hardtanh(low: float, high: float) -> Rectifier:
+def clamp_rule(low: float, high: float) -> Rectifier:
+    """Return the rule of `F.hardtanh` with these bounds."""
     return Rectifier(
         _into(_aten.hardtanh.out, low, high), _slope(_aten.hardtanh_backward.grad_input, low, high), bounds=(low, high)
     )
@@ -170,14 +171,14 @@ def _hardsigmoid(dtype: torch.dtype) -> Rectifier:
     return Rectifier(_into(_aten.hardsigmoid.out), _slope(_aten.hardsigmoid_backward.grad_input), high=float(high))
 
 
-_RELU = _ReLU(
+RELU = _ReLU(
     lambda x, out: torch.clamp_min(x, 0, out=out), _slope(_aten.threshold_backward.grad_input, 0), bounds=(0.0, None)
 )
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """Compute `F.relu`, keeping one bit an element."""
-    return _rectify(input, _RELU, inplace, lambda: F.relu(input, inplace))
+    return _rectify(input, RELU, inplace, lambda: F.relu(input, inplace))
 
 
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
@@ -186,12 +187,12 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
     def plain() -> Tensor:
         return F.hardtanh(input, min_val, max_val, inplace)
 
-    return plain() if min_val > max_val else _rectify(input, _hardtanh(min_val, max_val), inplace, plain)
+    return plain() if min_val > max_val else _rectify(input, clamp_rule(min_val, max_val), inplace, plain)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """Compute `F.relu6`, keeping one bit an element."""
-    return _rectify(input, _hardtanh(0.0, 6.0), inplace, lambda: F.relu6(input, inplace))
+    return _rectify(input, clamp_rule(0.0, 6.0), inplace, lambda: F.relu6(input, inplace))
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:

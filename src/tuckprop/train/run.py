@@ -76,7 +76,7 @@ def run(
     identity = experiment.identity()
     if start.resume:
         trainer.restore(load_checkpoint(out / CHECKPOINT, identity))
-    settings, environment = experiment.flat(), _environment(prepared)
+    settings, environment = experiment.flat(), describe_environment(prepared)
     record = Record(
         experiment.method(), settings, environment, sites, tuple(trainer.epochs), metric=prepared.task.metric
     )
@@ -89,18 +89,19 @@ def run(
         save_checkpoint(out / CHECKPOINT, identity, trainer.state())
         write_record(replace(record, epochs=tuple(trainer.epochs)), out / RECORD)
 
-    before = _process_peak(prepared.device)
+    before = process_peak(prepared.device)
     finished = trainer.train(prepared.data.train, prepared.data.val, save=save, stop=stop, watch=watch)
     record = replace(record, epochs=tuple(trainer.epochs))
     if finished:
-        record = replace(record, memory=_measure(trainer, prepared, before))
+        record = replace(record, memory=measure_memory(trainer, prepared, before))
         write_record(record, out / RECORD)
     return record
 
 
-def _measure(trainer: Trainer, prepared: Prepared, before: int) -> Memory:
+def measure_memory(trainer: Trainer, prepared: Prepared, before: int) -> Memory:
+    """Return what a finished run held and took; `before` is what `process_peak` returned before the first step."""
     # The process first: measuring takes memory itself.
-    peak = _process_peak(prepared.device)
+    peak = process_peak(prepared.device)
     report = measure(prepared.model, trainer.first_loss(prepared.data.train))
     return Memory(
         held_bytes=report.held_bytes,
@@ -113,11 +114,13 @@ def _measure(trainer: Trainer, prepared: Prepared, before: int) -> Memory:
     )
 
 
-def _process_peak(device: torch.device) -> int:
+def process_peak(device: torch.device) -> int:
+    """Return the most bytes that the process has had so far: resident set on a CPU, allocator on a GPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
 
 
-def _environment(prepared: Prepared) -> dict[str, Any]:
+def describe_environment(prepared: Prepared) -> dict[str, Any]:
+    """Return versions, device, threads and weights, for a record."""
     device = prepared.device
     return {
         "tuckprop": __version__,
