@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -114,9 +114,18 @@ class Training:
         method: A key of `METHODS`.
         device: Where to train.
         weights: Weights for MCUNet, or None for random ones.
+        bfloat16: Run every method's forward under bfloat16 autocast.
     """
 
-    def __init__(self, network: Network, method: str, device: torch.device, weights: Path | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        method: str,
+        device: torch.device,
+        weights: Path | None = None,
+        *,
+        bfloat16: bool = False,
+    ) -> None:
         torch.manual_seed(SEED)
         self.network = network
         self.device = device
@@ -128,7 +137,7 @@ class Training:
             for module in model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        self.method = METHODS[method]
+        self.method = replace(METHODS[method], around_forward=_bfloat16) if bfloat16 else METHODS[method]
         self.layout = self.method.layout or network.layout
         model.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.model = self.method.prepare(model, network.last)

@@ -1,12 +1,13 @@
 """Time and memory of one training step: a process a method, steps in turns, medians, quartiles and the ratio to plain.
 
     python benchmarks/speed.py --data-path PATH --weights mcunet.safetensors
+    python benchmarks/speed.py --data-path PATH --device cuda --batch 128 --resolution 224 --tf32      # then --bfloat16
 
 Held bytes and the peak are taken in the same processes, on steps before the timed ones, as memory.py takes them. Memory
 that glibc keeps after it was freed counts in the peak.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tyro
 from arms import NETWORKS
@@ -26,6 +27,10 @@ class Options(Settings):
         "plain", "plain-channels-last", "checkpoint", "bf16", "dense", "hosvd-0.8", "asi", "subspace-0.8",
     )  # fmt: skip
     """Of those in arms.py; the first is the one the others are divided by."""
+    batch: int | None = None
+    """Images a step, instead of the network's."""
+    resolution: int | None = None
+    """Pixels a side, instead of the network's."""
 
 
 def main() -> None:
@@ -34,9 +39,13 @@ def main() -> None:
     console = Console(width=140)
     for name in options.networks:
         network = NETWORKS[name]
+        network = replace(
+            network, batch=options.batch or network.batch, resolution=options.resolution or network.resolution
+        )
         results = compare(options, network, options.methods)
         for method, result in results.items():
             where = {"network": name, "method": method, "batch": network.batch, "resolution": network.resolution}
+            where |= {"tf32": options.tf32, "bfloat16": options.bfloat16}
             write_record(options, where | result.record())
         console.print(table(name, results))
     console.print(in_words(environment(options.device, options.threads)), highlight=False)

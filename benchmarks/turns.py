@@ -36,6 +36,10 @@ class Settings:
     """cpu or cuda."""
     threads: int = 2
     """CPU threads."""
+    tf32: bool = False
+    """Let a GPU multiply float32 matrices in TF32."""
+    bfloat16: bool = False
+    """Run every method's forward under bfloat16 autocast."""
     keep_freed: bool = False
     """Let every method keep freed memory for its next tensors (tuckprop.memory.keep_freed_memory)."""
     out: Path | None = None
@@ -134,7 +138,9 @@ def _work(connection: Connection, settings: Settings, network: Network, method: 
     torch.set_num_threads(settings.threads)
     if settings.keep_freed and not keep_freed_memory():
         raise RuntimeError("--keep-freed: this C library is not glibc")
-    training = Training(network, method, torch.device(settings.device), settings.weights)
+    if settings.tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    training = Training(network, method, torch.device(settings.device), settings.weights, bfloat16=settings.bfloat16)
     if (first := connection.recv()) is None:
         return
     connection.send(step_memory(training, *training.take(*(torch.from_numpy(part) for part in first))))
