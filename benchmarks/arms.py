@@ -100,6 +100,7 @@ METHODS = {
     "dense": Method(_converted(tuckprop.Dense())),
     "hosvd-0.8": Method(_converted(tuckprop.HOSVD(0.8))),
     "hosvd8-0.9": Method(_converted(tuckprop.HOSVD8(0.9))),
+    "deflated-0.95": Method(_converted(tuckprop.DeflatedHOSVD(0.95))),
     "svd-0.8": Method(_converted(tuckprop.SVD(0.8))),
     "asi": Method(_converted(tuckprop.ASI())),
     "subspace-0.8": Method(_converted(tuckprop.Subspace(0.8))),

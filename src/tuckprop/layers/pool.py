@@ -90,6 +90,17 @@ def _offsets(kernel: tuple[int, ...], dilation: tuple[int, ...], sizes: tuple[in
     return tuple(sorted({sum(t * s for t, s in zip(tap, steps, strict=True)) for tap in taps}))
 
 
+@lru_cache(maxsize=64)
+def _taps_and_offsets(offsets: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tap of each offset, uint8 by offset, and the offset of each tap, int64.
+
+    Kept, as a copy to a GPU in every step would stall it.
+    """
+    taps = torch.zeros(offsets[-1] + 1, dtype=torch.uint8, device="cpu")
+    taps[list(offsets)] = torch.arange(len(offsets), device="cpu").to(torch.uint8)
+    return taps.to(device), torch.tensor(offsets, dtype=torch.int64, device=device)
+
+
 def _bases(window: Window, sizes: Sequence[int], device: torch.device) -> Tensor:
     """Return the flat index of each window's first tap, which may lie in the padding; int64 [m..]."""
     base = torch.zeros((), dtype=torch.int64, device=device)
@@ -153,9 +164,7 @@ class PositionMaxPool(torch.autograd.Function):
             native.max_pool(x, y, positions, window[:4])
             ctx.save_for_backward(pack_codes(positions, _bits_for(len(offsets))))
             return y
-        numbers = torch.zeros(offsets[-1] + 1, dtype=torch.uint8)
-        numbers[list(offsets)] = torch.arange(len(offsets)).to(torch.uint8)
-        numbers, bases = numbers.to(x.device), _bases(window, sizes, x.device)
+        (taps, _), bases = _taps_and_offsets(offsets, x.device), _bases(window, sizes, x.device)
         done = 0
         for part in _chunks(outputs):
             indices = torch.empty_like(outputs[part], dtype=torch.int64)
@@ -163,7 +172,7 @@ class PositionMaxPool(torch.autograd.Function):
             distances = flat(indices.sub_(bases))
             if axes == 3:  # PyTorch's channels-last kernel answers 0 for a window of nothing but -inf.
                 distances.clamp_(0, offsets[-1])
-            torch.index_select(numbers, 0, distances, out=positions[done : done + len(distances)])
+            torch.index_select(taps, 0, distances, out=positions[done : done + len(distances)])
             done += len(distances)
         ctx.save_for_backward(pack_codes(positions, _bits_for(len(offsets))))
         return y
@@ -180,7 +189,7 @@ class PositionMaxPool(torch.autograd.Function):
         if ctx.native:
             native.max_unpool(grad, positions, result, window[:4])
             return result, None
-        offsets = torch.tensor(ctx.offsets, dtype=torch.int64, device=grad.device)
+        _, offsets = _taps_and_offsets(ctx.offsets, grad.device)
         bases = _bases(window, ctx.shape[-axes:], grad.device)
         grads, results = _planes(grad, axes, ctx.format), _planes(result, axes, ctx.format)
         done = 0
