@@ -13,7 +13,7 @@ _SYMBOLS = (
     "D taps a side, C' x H' x W' the output, C C' over the groups but in row 4; M a mode's size, P the product of the "
     "others. A multiply-add is two floating-point operations. paper: Nguyen et al., NeurIPS 2024. code: the counts in "
     "its authors' public code, which take the input's size for the output's, ignore groups and decompose in full. "
-    "here: derived for this library."
+    "here: derived for this library. eq.: the number in docs/predictions.md."
 )
 _PREFIXES = ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"))
 
@@ -67,11 +67,11 @@ def _storage(conv: Convolution, ranks: tuple[int, ...]) -> list[_Line]:
     hosvd = storage.hosvd_elements(conv, ranks)
     kept = (storage.plain_elements(conv), storage.svd_elements(conv, _svd_rank(conv, ranks)), hosvd)
     rates = (f"{storage.compression_rate(conv, elements):.4g}" for elements in kept)
-    elements = "BCHW; SVD: K (B + CHW); HOSVD: K1 K2 K3 K4 + B K1 + C K2 + H K3 + W K4 (paper)"
+    elements = "BCHW; SVD: K (B + CHW); HOSVD: K1 K2 K3 K4 + B K1 + C K2 + H K3 + W K4 (paper; eq. 1 to 3)"
     return [
         _Line("elements kept", map(_count, kept), elements),
         _Line("bytes kept", (_size(4 * count) for count in kept), "4 an element, float32 (paper)"),
-        _Line("compression rate R_C", rates, "BCHW / elements kept (paper, Fig. 3a)"),
+        _Line("compression rate R_C", rates, "BCHW / elements kept (paper, Fig. 3a; eq. 6)"),
     ]
 
 
@@ -89,20 +89,20 @@ def _multiply_adds(conv: Convolution, ranks: tuple[int, ...]) -> list[_Line]:
         _Line(
             "forward, full SVDs",
             (_count(published + added) for added in full),
-            "multiply-adds: D² C C' BHW, and max(M, P)² min(M, P) for each unfolding (code; one SVD: here)",
+            "multiply-adds: D² C C' BHW, and max(M, P)² min(M, P) for each unfolding (code; one SVD: here; eq. 7, 12, 14)",
         ),
         _Line(
             "forward, Gram matrices",
             (_count(forward + added) for added in gram),
-            "D² C C' B H'W', M² P + M³ for each unfolding, and the projection (here)",
+            "D² C C' B H'W', M² P + M³ for each unfolding, and the projection (here; eq. 8, 13, 15)",
         ),
         _Line(
             "weight gradient",
             map(_count, restored),
-            f"D² C C' B H'W'; SVD: that and K BCHW to restore (here); HOSVD: {steps} (code)",
+            f"D² C C' B H'W'; SVD: that and K BCHW to restore (here); HOSVD: {steps} (code; eq. 16, 18, 21)",
         ),
-        _Line("the same, not restored", map(_count, projected), "SVD: B K C' H'W' + D² C C' K H'W' (here)"),
-        _Line("input gradient", map(_count, inputs), "D² C C' B H'W', in every method, in no speed-up (here)"),
+        _Line("the same, not restored", map(_count, projected), "SVD: B K C' H'W' + D² C C' K H'W' (here; eq. 19)"),
+        _Line("input gradient", map(_count, inputs), "D² C C' B H'W', in every method, in no speed-up (here; eq. 17)"),
     ]
 
 
@@ -115,10 +115,10 @@ def _speedups(conv: Convolution, ranks: tuple[int, ...]) -> list[_Line]:
         _Line(
             "R_S, weight gradient",
             _ratios(backward),
-            "row 6: plain / its own (paper, Fig. 3b, if that is without forward)",
+            "row 6: plain / its own (paper, Fig. 3b, if that is without forward; eq. 25, 22)",
         ),
-        _Line("R_S, forward too", _ratios(full), "rows 4 + 6: plain / its own (code)"),
-        _Line("the same, by Gram", _ratios(gram), "rows 5 + 7: plain / its own (here)"),
+        _Line("R_S, forward too", _ratios(full), "rows 4 + 6: plain / its own (code; eq. 26, 23)"),
+        _Line("the same, by Gram", _ratios(gram), "rows 5 + 7: plain / its own (here; eq. 27, 24)"),
     ]
 
 

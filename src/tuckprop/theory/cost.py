@@ -14,27 +14,42 @@ from tuckprop.theory.convolution import Convolution, check_ranks
 
 
 def plain_forward_as_published(conv: Convolution) -> int:
-    """Return `D^2 C C' B H W`, as the authors count: the input's size, no groups."""
+    """Return `D^2 C C' B H W`, as the authors count: the input's size, no groups.
+
+    Eq. 7 of docs/predictions.md.
+    """
     return conv.taps * conv.channels * conv.outputs * conv.batch * conv.height * conv.width
 
 
 def plain_forward(conv: Convolution) -> int:
-    """Return `D^2 (C / groups) C' B H' W'`, what the convolution computes. Derived here."""
+    """Return `D^2 (C / groups) C' B H' W'`, what the convolution computes. Derived here.
+
+    Eq. 8 of docs/predictions.md.
+    """
     return conv.taps * (conv.channels // conv.groups) * conv.outputs * conv.batch * conv.positions
 
 
 def plain_weight_gradient(conv: Convolution) -> int:
-    """Return `D^2 (C / groups) C' B H' W'`; the authors' formula where groups = 1, derived here for others."""
+    """Return `D^2 (C / groups) C' B H' W'`; the authors' formula where groups = 1, derived here for others.
+
+    Eq. 16 of docs/predictions.md.
+    """
     return plain_forward(conv)
 
 
 def plain_input_gradient(conv: Convolution) -> int:
-    """Return `D^2 (C / groups) C' B H' W'`, the same in every method. Derived here; the authors leave it out."""
+    """Return `D^2 (C / groups) C' B H' W'`, the same in every method. Derived here; the authors leave it out.
+
+    Eq. 17 of docs/predictions.md.
+    """
     return plain_forward(conv)
 
 
 def full_svd(rows: int, columns: int) -> int:
-    """Return `max^2 min`, the authors' count of one SVD: one with all singular vectors."""
+    """Return `max^2 min`, the authors' count of one SVD: one with all singular vectors.
+
+    Eq. 9 of docs/predictions.md.
+    """
     return max(rows, columns) ** 2 * min(rows, columns)
 
 
@@ -42,6 +57,8 @@ def economy_svd(rows: int, columns: int) -> int:
     """Return `max min^2`, the order of an SVD with min(rows, columns) vectors, which the authors' code runs.
 
     Derived here; smaller than their count by the factor max / min.
+
+    Eq. 10 of docs/predictions.md.
     """
     return max(rows, columns) * min(rows, columns) ** 2
 
@@ -50,13 +67,18 @@ def gram_basis(rows: int, columns: int) -> int:
     """Return `min^2 max + min^3`: the smaller Gram matrix of an unfolding, and the order of its eigendecomposition.
 
     Derived here: the route of `tuckprop.linalg.basis`. No singular vectors of the long side are ever formed.
+
+    Eq. 11 of docs/predictions.md.
     """
     small, large = min(rows, columns), max(rows, columns)
     return small**2 * large + small**3
 
 
 def svd_overhead_as_published(conv: Convolution) -> int:
-    """Return what SVD adds to forward by the authors' count of one SVD, `full_svd` of [B, CHW]. Derived here."""
+    """Return what SVD adds to forward by the authors' count of one SVD, `full_svd` of [B, CHW]. Derived here.
+
+    Eq. 12 of docs/predictions.md.
+    """
     return full_svd(*conv.unfolding(0))
 
 
@@ -64,6 +86,8 @@ def svd_overhead_by_gram(conv: Convolution, rank: int) -> int:
     """Return what SVD adds to forward in this library: `gram_basis` of [B, CHW] and the projection `K BCHW`.
 
     Derived here, for a batch unfolding that is wider than tall.
+
+    Eq. 13 of docs/predictions.md.
 
     Raises:
         ConfigError: The rank is not from 1 to the smaller side of the unfolding.
@@ -73,7 +97,10 @@ def svd_overhead_by_gram(conv: Convolution, rank: int) -> int:
 
 
 def hosvd_overhead_as_published(conv: Convolution) -> int:
-    """Return `sum_j max(M_j, P_j)^2 min(M_j, P_j)`, what HOSVD adds to forward by the authors' count."""
+    """Return `sum_j max(M_j, P_j)^2 min(M_j, P_j)`, what HOSVD adds to forward by the authors' count.
+
+    Eq. 14 of docs/predictions.md.
+    """
     return sum(full_svd(*conv.unfolding(mode)) for mode in range(4))
 
 
@@ -84,6 +111,8 @@ def hosvd_overhead_by_gram(conv: Convolution, ranks: tuple[int, ...]) -> int:
     unfoldings that are wider than tall and with a factor on every mode that shrinks; a mode that this library leaves
     whole, because its factor would not pay, changes the projection alone. That compiled kernels compute half of a
     symmetric matrix, and that small trailing modes share one, is not counted.
+
+    Eq. 15 of docs/predictions.md.
 
     Raises:
         ConfigError: There is not one rank a mode, from 1 to the mode's size.
@@ -101,6 +130,8 @@ def hosvd_overhead_by_gram(conv: Convolution, ranks: tuple[int, ...]) -> int:
 def svd_weight_gradient(conv: Convolution, rank: int) -> int:
     """Return `K BCHW` to restore A and then the plain weight gradient: how the authors' code goes. Derived here.
 
+    Eq. 18 of docs/predictions.md.
+
     Raises:
         ConfigError: The rank is not from 1 to the smaller side of the unfolding.
     """
@@ -112,6 +143,8 @@ def svd_weight_gradient_projected(conv: Convolution, rank: int) -> int:
     """Return `B K C' H' W' + D^2 (C / groups) C' K H' W'`: the batch is at its rank; A is not restored.
 
     Derived here: a route of this library.
+
+    Eq. 19 of docs/predictions.md.
 
     Raises:
         ConfigError: The rank is not from 1 to the smaller side of the unfolding.
@@ -133,6 +166,8 @@ def hosvd_weight_gradient_steps(conv: Convolution, ranks: tuple[int, ...]) -> di
     The authors' formula where groups = 1; derived here for others, whose Z4 is that of a dense convolution. As in the
     authors' count, the rows of zeros that padding adds to U3 and U4 do not count.
 
+    Eq. 20 of docs/predictions.md.
+
     Returns:
         Multiply-adds by the name of the result: Z1, Z2, Z3, Z4, dW.
 
@@ -152,6 +187,8 @@ def hosvd_weight_gradient_steps(conv: Convolution, ranks: tuple[int, ...]) -> di
 
 def hosvd_weight_gradient(conv: Convolution, ranks: tuple[int, ...]) -> int:
     """Return the sum of `hosvd_weight_gradient_steps`, the authors' count of HOSVD's backward.
+
+    Eq. 21 of docs/predictions.md.
 
     Raises:
         ConfigError: There is not one rank a mode, from 1 to the mode's size.

@@ -22,6 +22,8 @@ def _lost(epsilon: float, modes: int) -> float:
 def squared_error(energy: float, core_energy: float) -> float:
     """Return `|A - A~|^2 = |A|^2 - |S|^2`: exact, A~ being a projection of A and S its coordinates.
 
+    Eq. 28 of docs/predictions.md.
+
     Args:
         energy: |A|^2.
         core_energy: |S|^2.
@@ -30,12 +32,17 @@ def squared_error(energy: float, core_energy: float) -> float:
 
 
 def snr(energy: float, error: float) -> float:
-    """Return the signal-to-noise ratio `|A|^2 / |A - A~|^2`; infinite where nothing is lost."""
+    """Return the signal-to-noise ratio `|A|^2 / |A - A~|^2`; infinite where nothing is lost.
+
+    Eq. 29 of docs/predictions.md.
+    """
     return inf if error == 0 else energy / error
 
 
 def hosvd_error_bound(epsilon: float, modes: int = 4) -> float:
     """Return the most that HOSVD loses: `|A - A~|^2 / |A|^2 <= modes (1 - eps)`, and never more than 1.
+
+    Eq. 30 of docs/predictions.md.
 
     Args:
         epsilon: Share of the energy that every mode keeps, in (0, 1].
@@ -50,6 +57,8 @@ def hosvd_error_bound(epsilon: float, modes: int = 4) -> float:
 def hosvd_snr_bound(epsilon: float, modes: int = 4) -> float:
     """Return the least signal-to-noise ratio of HOSVD, `1 / (4 (1 - eps))` for four modes, and never less than 1.
 
+    Eq. 31 of docs/predictions.md.
+
     Raises:
         ConfigError: `epsilon` or `modes` is out of range.
     """
@@ -59,6 +68,8 @@ def hosvd_snr_bound(epsilon: float, modes: int = 4) -> float:
 def svd_snr_bound(epsilon: float) -> float:
     """Return the least signal-to-noise ratio of SVD, `1 / (1 - eps)`.
 
+    Eq. 32 of docs/predictions.md.
+
     Raises:
         ConfigError: `epsilon` is out of range.
     """
@@ -67,6 +78,8 @@ def svd_snr_bound(epsilon: float) -> float:
 
 def hosvd_snr_guess(epsilon: float, modes: int = 4) -> float:
     """Return `1 / (1 - eps^4)`: the ratio if the four modes lost energy independently of each other. No bound.
+
+    Eq. 33 of docs/predictions.md.
 
     Raises:
         ConfigError: `epsilon` or `modes` is out of range.
@@ -80,6 +93,8 @@ def weight_gradient_error_bound(epsilon: float, operator_norm: float, norm: floa
 
     The weight gradient is linear in the activation, so its error is the map T_G, from A to dW at the output gradient G,
     applied to A - A~. All norms but |T_G| are Frobenius norms.
+
+    Eq. 34 of docs/predictions.md.
 
     Args:
         epsilon: Share of the energy that every mode keeps, in (0, 1].
