@@ -89,7 +89,8 @@ def _multiply_adds(conv: Convolution, ranks: tuple[int, ...]) -> list[_Line]:
         _Line(
             "forward, full SVDs",
             (_count(published + added) for added in full),
-            "multiply-adds: D² C C' BHW, and max(M, P)² min(M, P) for each unfolding (code; one SVD: here; eq. 7, 12, 14)",
+            "multiply-adds: D² C C' BHW, and max(M, P)² min(M, P) for each unfolding"
+            " (code; one SVD: here; eq. 7, 12, 14)",
         ),
         _Line(
             "forward, Gram matrices",
