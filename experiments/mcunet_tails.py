@@ -48,7 +48,7 @@ class Options:
             "hosvd8:0.95", "deflated_hosvd:0.95", "subspace:0.8",
         ]
     )  # fmt: skip
-    """Names of codecs, each with its first setting."""
+    """Names of codecs, each with its first setting; after recomputed_, blocks are computed again in backward."""
     steps: int = 1250
     """Steps of a run; the rate falls along a cosine."""
     validate_every: int = 625
@@ -88,6 +88,14 @@ class Features:
             yield self._features[chosen], self._labels[chosen]
 
 
+class Arrival(nn.Module):
+    """Stands for the frozen blocks: a tensor that they made, which unlike a batch nobody holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a copy."""
+        return x.clone()
+
+
 def cut_before(model: nn.Module, last: int) -> int:
     """Return the number of the first block that holds one of the last `last` convolutions."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
@@ -106,7 +114,9 @@ def split(model: nn.Module, block: int) -> tuple[nn.Module, nn.Sequential]:
     behind = names[names.index("blocks") + 1 :]
     front = nn.Sequential(*(children[name] for name in ahead), *(module for _, module in blocks[:block]))
     rest = nn.Sequential(OrderedDict(blocks[block:]))
-    return front, nn.Sequential(OrderedDict([("blocks", rest), *((name, children[name]) for name in behind)]))
+    return front, nn.Sequential(
+        OrderedDict([("front", Arrival()), ("blocks", rest), *((name, children[name]) for name in behind)])
+    )
 
 
 @torch.no_grad()
@@ -125,7 +135,7 @@ def features(front: nn.Module, batches: Served, path: Path) -> tuple[Tensor, Ten
 
 def parse(method: str) -> Codec | None:
     """Return the codec of a name such as hosvd:0.8; None for plain."""
-    name, _, value = method.partition(":")
+    name, _, value = method.removeprefix("recomputed_").partition(":")
     if name == "plain":
         return None
     return codecs[name](*([] if not value else [int(value) if value.isdigit() else float(value)]))
@@ -176,7 +186,7 @@ def main() -> None:
                     DataSettings(
                         "cifar10", options.data_path, resolution=options.resolution, batch_size=options.batch_size
                     ),
-                    Compression(parse(method), last=last),
+                    Compression(parse(method), last=last, recompute=method.startswith("recomputed_")),
                     Schedule(
                         steps=options.steps,
                         validate_every=options.validate_every,

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from tests.forcing import forced_packing
 from tests.test_timm_networks import furthest
-from tuckprop import HOSVD, convert, plan, revert
+from tuckprop import HOSVD, Dense, convert, plan, recompute, revert
 from tuckprop.codecs import DensePacked
 from tuckprop.layers import PackEvent, Twin, observe
+from tuckprop.layers.recomputed_block import RecomputedBlock
 from tuckprop.zoo._torchvision import import_torchvision
 
 import_torchvision()  # transformers imports it, and it does not import beside every build of torch.
@@ -105,6 +106,22 @@ def test_a_lossy_codec_trains_a_step(name: str) -> None:
     assert all(gradient.isfinite().all() for gradient in got.values())
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert not torch.equal(step(name, model)[0], output)
+
+
+@each_network
+def test_blocks_that_are_computed_again_give_the_plain_gradients(name: str) -> None:
+    model = network(name)
+    for module in model.modules():  # As for gradient checkpointing: a cache would be written twice.
+        if hasattr(module, "config"):
+            module.config.use_cache = False
+    output, expected = step(name, model)
+    recompute(model, Dense())
+    assert any(isinstance(module, RecomputedBlock) for module in model.modules())
+    got_output, got = step(name, model)
+    assert torch.equal(got_output, output)
+    assert got.keys() == expected.keys()
+    error, worst = furthest(got, expected)
+    assert error < (1e-5 if name in SINGLE else 1e-8), worst
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "T5"])  # Which takes two inputs.

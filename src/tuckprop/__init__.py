@@ -6,6 +6,7 @@ from tuckprop.convert import convert, freeze, revert
 from tuckprop.forecast import plan
 from tuckprop.memory import MemoryReport, measure
 from tuckprop.plan import Plan
+from tuckprop.recompute import recompute
 
 __version__ = "0.1.0"
 
@@ -25,5 +26,6 @@ __all__ = [
     "freeze",
     "measure",
     "plan",
+    "recompute",
     "revert",
 ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tuckprop import ASI, HOSVD, GradientFilter, Subspace, zoo
+from tuckprop import ASI, HOSVD, HOSVD8, GradientFilter, Subspace, zoo
 from tuckprop.codecs import Codec, codecs
 from tuckprop.errors import CheckpointError, ConfigError
 from tuckprop.report import read_record
@@ -164,6 +164,34 @@ def test_depths_that_are_not_there_are_refused(tmp_path: Path, codec: Codec | No
 )  # fmt: skip
 def test_methods_have_short_names(codec: Codec | None, name: str) -> None:
     assert Experiment(compression=Compression(codec)).method() == name
+
+
+def test_blocks_that_are_computed_again(tmp_path: Path) -> None:
+    network = NetworkSettings("resnet18")
+    data = DataSettings(train_size=64, val_size=20, batch_size=16, resolution=32)
+    settings = replace(SHORT, network=network, data=data, schedule=Schedule(epochs=1))
+    again = replace(settings, compression=Compression(codec=HOSVD8(0.99), last=4, recompute=True))
+    record = run(again, tmp_path / "again")
+    assert record.method == "recomputed HOSVD8 0.99"
+    assert record.sites == ("layer4.0", "layer4.1")
+    converted = run(replace(settings, compression=Compression(codec=HOSVD8(0.99), last=4)), tmp_path / "converted")
+    assert record.memory is not None
+    assert converted.memory is not None
+    assert record.memory.held_bytes < converted.memory.held_bytes / 2
+    assert record.memory.paper_bytes < converted.memory.paper_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Compression(recompute=True), "expected a codec for the blocks' inputs, got plain"),
+        (Compression(HOSVD(), recompute=True, budget="1MB"), "expected it without budget, got budget '1MB'"),
+        (Compression(HOSVD(), recompute=True, select="*"), "expected it without select"),
+    ],
+)
+def test_what_cannot_be_computed_again(tmp_path: Path, settings: Compression, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"recompute: {message}"):
+        run(replace(SHORT, compression=settings), tmp_path / "run")
 
 
 def test_a_byte_budget_is_met(tmp_path: Path) -> None:

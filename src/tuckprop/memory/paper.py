@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from tuckprop.errors import ConfigError
 from tuckprop.layers import PackEvent, Twin, observe
+from tuckprop.layers.recomputed_block import RecomputedBlock
 
 
 class PaperCounter:
     """Counts what the compressed inputs of one or more forwards take, by the paper's formulas.
 
     A converted convolution or Linear layer counts what its codec's paper counts: `prod k_j + sum n_j k_j` elements for
-    HOSVD, all elements of the input for plain training. Norms, activations and pools are not counted, as in the paper.
+    HOSVD, all elements of the input for plain training. A block that is computed again counts its own input, and what
+    is in it nothing. Norms, activations and pools are not counted, as in the paper.
 
     Args:
         model: A converted model, or a plain one with `sites`.
@@ -36,7 +38,10 @@ class PaperCounter:
         if unknown:
             raise ConfigError(f"PaperCounter(sites=...): the model has no module {unknown[0]!r}")
         self._plain = [modules[name] for name in sites or () if not isinstance(modules[name], Twin)]
-        self._counted = {id(m._site) for m in modules.values() if isinstance(m, Twin) and m.compresses}
+        blocks = [name for name, m in modules.items() if isinstance(m, RecomputedBlock)]
+        inside = tuple(f"{name}." for name in blocks)
+        layers = [n for n, m in modules.items() if isinstance(m, Twin) and m.compresses and not n.startswith(inside)]
+        self._counted = {id(modules[name]._site) for name in (*blocks, *layers)}
         self._bytes = 0
         self._context = ExitStack()
 

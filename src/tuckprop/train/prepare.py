@@ -6,10 +6,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from tuckprop import GradientFilter, convert, freeze, plan, zoo
+from tuckprop import GradientFilter, convert, freeze, plan, recompute, zoo
 from tuckprop.convert import keep_frozen
 from tuckprop.data import Loaded, load
 from tuckprop.errors import ConfigError
+from tuckprop.layers.recomputed_block import RecomputedBlock
 from tuckprop.plan import CodecChoice, Select, choose_sites, names_beside
 from tuckprop.train.classification import Classification
 from tuckprop.train.segmentation import Segmentation
@@ -115,7 +116,8 @@ def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
         settings: How activations are kept.
 
     Returns:
-        Names of the layers whose activations the paper counts, for every method the same.
+        Names of the layers whose activations the paper counts, for every method the same; of the blocks, where those
+        are computed again.
 
     Raises:
         ConfigError: A setting does not fit the model.
@@ -123,6 +125,8 @@ def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
     if settings.budget is not None and settings.codec is None:
         raise ConfigError("budget: expected a codec to set with it, got plain training; pass --codec subspace")
     model = prepared.model
+    if settings.recompute:
+        return _recompute(model, settings)
     choice = choose(prepared, settings)
     last, select = choice.last, choice.select
     keep_frozen(model, choice.frozen)
@@ -144,6 +148,20 @@ def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
     elif last is not None:
         freeze(model, last=last, select=select)
     return sites
+
+
+def _recompute(model: nn.Module, settings: Compression) -> tuple[str, ...]:
+    """Convert the model so that its blocks are computed again; return the names of blocks and of layers beside them."""
+    if settings.codec is None:
+        raise ConfigError("recompute: expected a codec for the blocks' inputs, got plain training; pass --codec hosvd8")
+    for name in ("select", "paper_layers", "budget"):
+        if (value := getattr(settings, name)) is not None:
+            raise ConfigError(f"recompute: expected it without {name}, got {name} {value!r}")
+    layers = choose_sites(model, last=settings.last)
+    recompute(model, settings.codec, last=settings.last)
+    blocks = [name for name, module in model.named_modules() if isinstance(module, RecomputedBlock)]
+    inside = tuple(f"{name}." for name in blocks)
+    return (*blocks, *(name for name in layers if not name.startswith(inside)))
 
 
 @dataclass(frozen=True)

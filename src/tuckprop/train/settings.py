@@ -64,6 +64,8 @@ class Compression:
         paper_patches: Give each of those layers the patch that Gradient Filter's authors gave it (`zoo.paper_patches`),
             instead of the codec's.
         pointwise: Convert norms, activations, pools and dropout too.
+        recompute: Keep the input of each of the network's blocks alone, and compute the block again in backward
+            (`tuckprop.recompute`).
         budget: Bytes that a batch may hold for backward, such as 64MB; each layer's setting is then chosen on the first
             batch.
     """
@@ -74,6 +76,7 @@ class Compression:
     paper_layers: int | None = None
     paper_patches: bool = False
     pointwise: bool = True
+    recompute: bool = False
     budget: str | None = None
 
 
@@ -203,9 +206,10 @@ class Experiment:
             return f"{codec.label}, patches by layer"
         if self.compression.budget is not None:
             return f"{codec.label}, budget {self.compression.budget}"
+        prefix = "recomputed " if self.compression.recompute else ""
         values = [(setting, getattr(codec, setting.name)) for setting in fields(codec)]
         unusual = [f"{setting.name} {value}" for setting, value in values[1:] if value != setting.default]
-        return ", ".join([" ".join([codec.label, *(str(value) for _, value in values[:1])]), *unusual])
+        return prefix + ", ".join([" ".join([codec.label, *(str(value) for _, value in values[:1])]), *unusual])
 
 
 def codec_name(codec: Codec) -> str:

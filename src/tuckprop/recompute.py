@@ -1,0 +1,127 @@
+"""Compressed recomputation: gradient checkpointing whose kept input is in a codec's form."""
+
+import glob
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from tuckprop.codecs import Codec, Dense
+from tuckprop.convert import carry_out, keep_frozen
+from tuckprop.errors import ConfigError
+from tuckprop.layers._twin import Site, become_twin
+from tuckprop.layers.recomputed_block import RecomputedBlock, recomputed
+from tuckprop.plan import CodecChoice, decide, is_compressible
+
+
+def recompute(
+    model: nn.Module,
+    codec: CodecChoice,
+    *,
+    last: int | None = None,
+    blocks: str | Collection[str] | None = None,
+) -> nn.Module:
+    """Make each block of `model` keep its input alone, in the codec's form, and run once more in backward; in place.
+
+    Takes the least memory of all that tuckprop does, for one more forward a step. What lies inside a block is not kept,
+    so that a codec may keep the block's input nearly exactly: `HOSVD8(epsilon=0.99)`, say. Layers outside the blocks
+    are converted as `tuckprop.convert` does; layers inside keep what the codec `Dense()` keeps, for as long as the
+    block is computed again. `tuckprop.revert` undoes it.
+
+    The gradients of a block are those at the input that was kept. So, unlike those of `convert`, the input gradients
+    are approximate too, and the rectifiers' masks with them; with `Dense()` all are PyTorch's to rounding.
+
+    Args:
+        model: Any model.
+        codec: How inputs are kept: a config, or a mapping from name patterns (as in `fnmatch`) to configs, in which
+            blocks are found by their own names.
+        last: Train the last k convolutions and what follows them, freeze the rest, as in `tuckprop.convert`; only
+            blocks with one of those are computed again.
+        blocks: Name patterns of the blocks, as in `fnmatch`; where one block has another inside, the outer one counts.
+            By default what `find_blocks` returns.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ConfigError: A bad argument, a model that is converted already, no block, or a codec that cannot serve one.
+
+    Example:
+        >>> block = lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), block(), block())
+        >>> model = tuckprop.recompute(model, tuckprop.HOSVD8(epsilon=0.99), blocks=["1", "2"])
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"recompute(model=...): expected a torch.nn.Module, got {type(model).__name__}")
+    whole = decide(model, codec, last=last)
+    names = _choose(model, blocks)
+    trained = [name for name in names if any(site.name.startswith(f"{name}.") for site in whole.sites)]
+    if not trained:
+        raise ConfigError(
+            f"recompute(last=...): the last {last} convolutions are in none of the blocks ({', '.join(names)})"
+        )
+    modules = dict(model.named_modules())
+    sites = {name: Site(name, _serving(name, modules[name], codec)) for name in trained}
+    inside = {f"{glob.escape(name)}.*": Dense() for name in trained}
+    outside = dict(codec) if isinstance(codec, Mapping) else {"*": codec}
+    # Chosen before any class changes, so that a bad argument leaves the model as it was.
+    plan = decide(model, inside | outside, last=last)
+    carry_out(model, plan)
+    keep_frozen(model, plan.frozen)
+    for name, site in sites.items():
+        become_twin(modules[name], recomputed(type(modules[name])), site)
+    return model
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """Return the names of a network's blocks: what it repeats, with two or more convolutions or Linear layers in it.
+
+    Those are the innermost members of an `nn.Sequential` or `nn.ModuleList` that have as many and are no plain
+    `nn.Sequential` or `nn.ModuleList` themselves: ResNet's BasicBlock, MobileNetV2's InvertedResidual, a layer of a
+    transformer.
+    """
+    modules = dict(model.named_modules())
+    lists = (nn.Sequential, nn.ModuleList)
+    found: list[str] = []
+    for name, module in modules.items():
+        parent = modules[name.rpartition(".")[0]] if name else None
+        layers = sum(is_compressible(part) for part in module.modules())
+        if isinstance(parent, lists) and type(module) not in lists and layers > 1 and not is_compressible(module):
+            found.append(name)
+    return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
+
+
+def _choose(model: nn.Module, blocks: str | Collection[str] | None) -> list[str]:
+    """Return the names of the blocks that are asked for, in the model's order."""
+    if blocks is None:
+        if names := find_blocks(model):
+            return names
+        raise ConfigError(
+            f"recompute(blocks=...): this {type(model).__name__} repeats no block of two convolutions or Linear layers "
+            "or more; name some by patterns"
+        )
+    patterns = [blocks] if isinstance(blocks, str) else list(blocks)
+    insides = {name: m for name, m in model.named_modules() if name and any(True for _ in m.children())}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in insides):
+            known = ", ".join(list(insides)[:8]) + (", ..." if len(insides) > 8 else "")
+            raise ConfigError(
+                "recompute(blocks=...): expected patterns of names of modules that have modules inside "
+                f"({known}), got {pattern!r}, which matches none"
+            )
+    matching = [name for name in insides if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in matching if not any(name.startswith(f"{other}.") for other in matching)]
+
+
+def _serving(name: str, block: nn.Module, codec: CodecChoice) -> Codec:
+    """Return the codec for the input of a block."""
+    entries: Mapping[str, Codec] = codec if isinstance(codec, Mapping) else {"*": codec}
+    serving = next((entry for pattern, entry in entries.items() if fnmatchcase(name, pattern)), None)
+    if serving is None:
+        raise ConfigError(f"recompute(codec=...): no pattern of the mapping matches the block {name!r}")
+    if reason := RecomputedBlock.refusal(block) or serving.refusal(block):
+        raise ConfigError(f"recompute: {serving!r} at {name!r}: {reason}")
+    return serving
+
+
+__all__ = ["find_blocks", "recompute"]
