@@ -77,6 +77,10 @@ def _bfloat16() -> AbstractContextManager[object]:
     return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
 
 
+def _recomputed(codec: Codec) -> Callable[[nn.Module, int | None], nn.Module]:
+    return lambda model, last: tuckprop.recompute(model, codec, last=last)
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train.
@@ -101,6 +105,7 @@ METHODS = {
     "hosvd-0.8": Method(_converted(tuckprop.HOSVD(0.8))),
     "hosvd8-0.9": Method(_converted(tuckprop.HOSVD8(0.9))),
     "deflated-0.95": Method(_converted(tuckprop.DeflatedHOSVD(0.95))),
+    "recomputed-0.999": Method(_recomputed(tuckprop.HOSVD8(0.999))),
     "svd-0.8": Method(_converted(tuckprop.SVD(0.8))),
     "asi": Method(_converted(tuckprop.ASI())),
     "subspace-0.8": Method(_converted(tuckprop.Subspace(0.8))),

@@ -37,7 +37,8 @@ class Options:
     networks: tuple[str, ...] = ("mcunet", "mobilenetv2", "mobilenetv2-eval-bn", "resnet18")
     """Of those in arms.py."""
     methods: tuple[str, ...] = (
-        "plain", "checkpoint", "bf16", "dense", "hosvd-0.8", "hosvd8-0.9", "deflated-0.95", "subspace-0.8",
+        "plain", "checkpoint", "bf16", "dense", "hosvd-0.8", "hosvd8-0.9", "deflated-0.95", "recomputed-0.999",
+        "subspace-0.8",
     )  # fmt: skip
     """Of those in arms.py; the first is the one the others are divided by."""
     repeats: int = 3

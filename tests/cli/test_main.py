@@ -160,6 +160,7 @@ def test_plan_prints_sites_and_writes_json(tmp_path: Path, capsys: pytest.Captur
     assert {"5", "7"} <= set(names)
     assert "0" not in names
     assert main(["plan", "--codec", "plain"]) == 2
+    assert main(["plan", "--codec", "hosvd", "--recompute"]) == 2
 
 
 @pytest.mark.parametrize("codec", [[], ["--codec", "hosvd"]])

@@ -17,6 +17,7 @@ _HELP = {
     "segmentation network.",
     "paper_patches": "With gradient_filter and --paper-layers: each layer has its published patch instead of --patch.",
     "pointwise": "Convert norms, activations, pools and dropout too.",
+    "recompute": "Keep the input of each block of the network alone, and compute the block again in backward.",
     "budget": "Bytes that a batch may hold for backward, such as 64MB: each layer's setting is chosen to meet it.",
 }
 

@@ -30,6 +30,10 @@ def plan(options: PlanOptions) -> int:
     compression = to_compression(options.compression)
     if compression.codec is None:
         raise ConfigError("plan: expected a codec to plan for, got plain; see --help for the codecs")
+    if compression.recompute:
+        raise ConfigError(
+            "plan: expected a conversion, got recompute; `tuckprop measure --recompute` says what it holds"
+        )
     prepared = prepare(options.network, options.data, options.machine, options.seed)
     images, _ = next(prepared.data.train.serve())
     choice = choose(prepared, compression)
