@@ -49,12 +49,7 @@ class FactoredConvolution(torch.autograd.Function):
         ctx.has_bias = bias is not None
         ctx.packed = None if packed is None else (type(packed), packed.meta)
         ctx.save_for_backward(weight, *(() if packed is None else packed.tensors()))
-        if _one_tap.serves(x, x.shape, weight, geometry):
-            return _one_tap.output(x, weight, bias)
-        if _depthwise.serves(x, x.shape, weight, geometry):
-            return _depthwise.output(x, weight, bias, geometry)
-        result: Tensor = plain(x, weight, bias)
-        return result
+        return _output(x, weight, bias, plain, geometry)
 
     @staticmethod
     @first_derivative_only
@@ -75,6 +70,14 @@ class FactoredConvolution(torch.autograd.Function):
         grad_x = input_gradient(grad, weight, ctx.shape, ctx.geometry, ctx.format) if needs_x else None
         grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1]) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _output(x: Tensor, weight: Tensor, bias: Tensor | None, plain: PlainConvolution, geometry: Geometry) -> Tensor:
+    if _one_tap.serves(x, x.shape, weight, geometry):
+        return _one_tap.output(x, weight, bias)
+    if _depthwise.serves(x, x.shape, weight, geometry):
+        return _depthwise.output(x, weight, bias, geometry)
+    return plain(x, weight, bias)
 
 
 def _plain_gradients(
@@ -184,13 +187,19 @@ def factored_convolution(
         The plain layer's output, bit for bit, or to rounding where `_one_tap` or `_depthwise` computes it.
     """
     if not trains(module, x, weight, bias):
-        return plain(x, weight, bias)
+        return _output(x, weight, bias, plain, geometry) if _comes_again(module, x, weight) else plain(x, weight, bias)
     if x.dim() == len(geometry.kernel) + 1:
         return factored_convolution(module, x[None], weight, bias, plain, geometry)[0]
     x, weight, bias = autocast(x, weight, bias)
     packed = module._site.pack(x) if weight.requires_grad else None
     result: Tensor = FactoredConvolution.apply(x, weight, bias, plain, geometry, packed)
     return result
+
+
+def _comes_again(module: Twin, x: Tensor, weight: Tensor) -> bool:
+    """Say whether a call with a batch trains without a graph: the first of two in a block that is computed again."""
+    without = module.training and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    return without and x.dim() == weight.dim()
 
 
 class _Convolution(Twin, _ConvNd):
