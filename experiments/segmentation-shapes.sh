@@ -2,12 +2,13 @@
 # Segmentation on drawn shapes, no download: FCN on ResNet18 is pretrained on half 0, which has hardly a circle, and
 # fine-tuned on half 1, the paper's last 5 and last 10 layers, three seeds: docs/results.md.
 # Usage: experiments/segmentation-shapes.sh OUT [SEED...]
-#   OUT  folder for the runs: those to compare are in OUT/fine-tuning
+#   OUT  folder for the runs: those to compare are in OUT/steps100, or another number of steps that STEPS gives
 # Two runs at a time, one thread each. A run that is done is skipped, one that was cut off goes on.
 set -euo pipefail
 out=$1
 shift
 [ $# -gt 0 ] || set -- 233 234 235
+steps=${STEPS:-100}
 export OMP_NUM_THREADS=1
 mkdir -p "$out"
 # Options of both stages.
@@ -23,11 +24,11 @@ done_already "$start" || tuckprop train "${common[@]}" --half 0 --steps 1000 --v
 for seed in "$@"; do
   for layers in 5 10; do
     for method in plain gradient_filter:--paper-patches svd:--epsilon:0.8 hosvd:--epsilon:0.8 hosvd8:--epsilon:0.95; do
-      run=$out/fine-tuning/${method//:/}-paper$layers-seed$seed
+      run=$out/steps$steps/${method//:/}-paper$layers-seed$seed
       done_already "$run" && continue
-      echo tuckprop train "${common[@]}" --weights "$start/checkpoint.pt" --half 1 --steps 100 --validate-every 50 \
-        --warmup 10 --learning-rate 0.1 --codec "${method//:/ }" --paper-layers "$layers" --seed "$seed" --out "$run" \
-        $(resume_if_begun "$run")
+      echo tuckprop train "${common[@]}" --weights "$start/checkpoint.pt" --half 1 --steps "$steps" \
+        --validate-every $((steps / 2)) --warmup 10 --learning-rate 0.1 --codec "${method//:/ }" \
+        --paper-layers "$layers" --seed "$seed" --out "$run" $(resume_if_begun "$run")
     done
   done
 done | xargs -P 2 -I{} sh -c '{} >/dev/null || echo "failed: {}" >&2'
