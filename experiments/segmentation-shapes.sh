@@ -19,7 +19,8 @@ resume_if_begun() { [ ! -e "$1/checkpoint.pt" ] || echo --resume; }
 
 start=$out/pretraining
 done_already "$start" || tuckprop train "${common[@]}" --half 0 --steps 1000 --validate-every 200 --warmup 50 \
-  --learning-rate 0.15 --no-freeze-norms --channels-last --seed 233 --out "$start" $(resume_if_begun "$start") >/dev/null
+  --learning-rate 0.15 --no-freeze-norms --channels-last --seed 233 --out "$start" \
+  $(resume_if_begun "$start") >/dev/null
 
 for seed in "$@"; do
   for layers in 5 10; do
