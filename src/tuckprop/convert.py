@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from tuckprop.errors import ConfigError
@@ -156,7 +157,7 @@ class KeepFrozen:
     """A forward pre-hook that keeps frozen modules in eval mode, whatever `model.train()` says.
 
     Attributes:
-        modules: Names of the frozen modules.
+        modules: Names of the modules that it keeps in eval mode.
         parameters: Names of the parameters that were trainable before.
     """
 
@@ -170,8 +171,12 @@ class KeepFrozen:
             model.get_submodule(name).training = False
 
 
-def keep_frozen(model: nn.Module, names: tuple[str, ...]) -> "KeepFrozen | None":
-    """Freeze modules by name and keep them in eval mode until `revert`; return the hook, for `thaw`."""
+def keep_frozen(model: nn.Module, names: tuple[str, ...], *, batch_norms: bool = True) -> "KeepFrozen | None":
+    """Freeze modules by name and keep them in eval mode until `revert`; return the hook, for `thaw`.
+
+    Without `batch_norms` those among them are in the mode that the model is put in, so that their statistics may follow
+    the data; their parameters are frozen all the same.
+    """
     if not names:
         return None
     frozen = set(names)
@@ -185,7 +190,8 @@ def keep_frozen(model: nn.Module, names: tuple[str, ...]) -> "KeepFrozen | None"
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in stopped:
         parameters[name].requires_grad_(False)
-    keep = KeepFrozen(names, tuple(stopped))
+    kept = names if batch_norms else tuple(n for n in names if not isinstance(model.get_submodule(n), _BatchNorm))
+    keep = KeepFrozen(kept, tuple(stopped))
     model.register_forward_pre_hook(keep)
     keep(model, ())
     return keep

@@ -217,9 +217,24 @@ def test_a_list_of_another_layout_is_named(tmp_path: Path) -> None:
         datasets["voc2012"].read(root)
 
 
-def test_masks_cannot_be_halved() -> None:
-    with pytest.raises(ConfigError, match="half: shapes's targets are masks"):
-        load("shapes", seed=1, batch_size=8, half=0)
+def test_masks_cannot_be_halved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="half: voc2012's targets are masks"):
+        load("voc2012", write_voc2012(tmp_path), seed=1, batch_size=8, half=0)
+
+
+def test_halves_of_shapes_share_few_images_with_circles_and_none_else() -> None:
+    circle, found = 1, []
+    for half, seed in ((0, 233), (1, 234)):
+        loaded = load("shapes", seed=seed, batch_size=8, resolution=16, half=half, drop_last=False)
+        parts = [torch.cat([images for images, _ in part.serve()]) for part in (loaded.train, loaded.val)]
+        masks = torch.cat([targets for part in (loaded.train, loaded.val) for _, targets in part.serve()])
+        assert sum(map(len, parts)) == 600
+        assert 119 <= len(parts[1]) <= 121
+        assert int((masks == circle).flatten(1).any(1).sum()) in (range(20, 37), range(590, 601))[half]
+        assert set(masks.unique().tolist()) == {0, 1, 2, 3}
+        found += [image.numpy().tobytes() for part in parts for image in part]
+    # Two seeds, and no image twice in either or in both.
+    assert len(set(found)) == 1200
 
 
 def test_shapes_are_drawn_alike_at_every_resolution() -> None:

@@ -1,5 +1,7 @@
 """Which layers a run trained, in words and in order."""
 
+from typing import Any
+
 import pytest
 
 from tests.report.made import record
@@ -14,9 +16,10 @@ from tuckprop.report.depth import Depth
         ({"last": 4}, "last 4", "4"),
         ({"last": None, "paper_layers": 10}, "paper's 10", "10"),
         ({"last": 2, "paper_layers": None}, "last 2", "2"),
+        ({"last": None, "train_only": ["decoder", "classifier"]}, "decoder, classifier", "decoder, classifier"),
     ],
 )
-def test_words(settings: dict[str, int | None], text: str, number: str) -> None:
+def test_words(settings: dict[str, Any], text: str, number: str) -> None:
     depth = Depth.of(settings)
     assert (str(depth), depth.number) == (text, number)
 

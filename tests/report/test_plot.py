@@ -59,6 +59,24 @@ def test_the_legend_is_outside_the_axes() -> None:
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
 
+def test_numbers_of_layers_lie_over_no_marker_and_no_other_number() -> None:
+    close = (("a", 1000, 0.50), ("b", 1080, 0.51), ("c", 1100, 0.90))
+    many = [record(m, last=n, held=h * n, accuracies=(a,), paper=(1.0,)) for m, h, a in close for n in (1, 2)]
+    figure = plot(summarise(many))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    numbers = [text.get_window_extent() for text in axes.texts]
+    scale = figure.dpi / 72
+    lines = [container.lines[0] for container in axes.containers]
+    markers = [axes.transData.transform((x, y)) for line in lines for x, y in line.get_xydata()]
+    assert len(markers) == 6
+    assert len(numbers) >= 4
+    assert any(text.get_position()[0] < 0 for text in axes.texts)
+    for number, box in enumerate(numbers):
+        assert not any(box.overlaps(other) for other in numbers[:number])
+        assert not any(box.contains(x, y) or box.padded(scale).contains(x, y) for x, y in markers)
+
+
 @pytest.mark.parametrize("memory", list(measures))
 def test_every_kind_of_memory_is_drawn_to_three_files(tmp_path: Path, memory: str) -> None:
     files = save_plot(plot(ROWS, memory), tmp_path / "new" / "figure.png")

@@ -30,7 +30,8 @@ from tuckprop.zoo import networks
 # The verb of that name hides its module.
 MODULE = importlib.import_module("tuckprop.cli.reproduce")
 EXPECTED = {
-    "fig3a", "fig3b", "fig3c", "fig4", "fig5", "flops", "imagenet", "pretraining", "seeds", "segmentation", "table1"
+    "fig3a", "fig3b", "fig3c", "fig4", "fig5", "flops", "imagenet", "pretraining", "seeds", "segmentation",
+    "segmentation-calibration", "segmentation-calibration-m", "segmentation-pretraining", "table1",
 }  # fmt: skip
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 TINY = {"model": "digits_cnn", "data": "digits", "train_size": 32, "val_size": 20, "batch_size": 16, "epochs": 1}
@@ -100,6 +101,18 @@ def test_the_table_of_imagenet_starts_from_what_pretraining_leaves(tmp_path: Pat
     assert main(["reproduce", "imagenet", *options, "--only", "plain", "--weights", f"digits_cnn={left}"]) == 0
     (folder,) = (tmp_path / "imagenet" / "small").glob("plain*")
     assert str(left) in read_record(folder).environment["weights"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("model", "calibration"), [("fcn_r18", ""), ("pspnet_m", "-m")])
+def test_segmentation_is_pretrained_calibrated_and_fine_tuned(tmp_path: Path, model: str, calibration: str) -> None:
+    left: Path | None = None
+    for name in ("segmentation-pretraining", f"segmentation-calibration{calibration}", "segmentation"):
+        options = [name, "--scale", "small", "--out", str(tmp_path), "--only", "plain", "--set", f"model={model}"]
+        assert main(["reproduce", *options, *([] if left is None else ["--weights", f"{model}={left}"])]) == 0
+        (folder,) = (tmp_path / name / "small").glob("plain*/")
+        assert left is None or str(left) in read_record(folder).environment["weights"]
+        left = folder / "checkpoint.pt"
 
 
 def test_a_list_of_values_is_an_axis(tmp_path: Path) -> None:

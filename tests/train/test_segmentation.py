@@ -318,6 +318,49 @@ def test_the_papers_layers_are_given_alone(other: dict[str, Any]) -> None:
         compress(build(experiment), experiment.compression)
 
 
+@pytest.mark.parametrize("codec", [None, HOSVD()], ids=["plain", "hosvd"])
+@pytest.mark.parametrize("freeze_norms", [True, False])
+def test_only_the_named_modules_are_trained_and_other_norms_follow_the_data(
+    codec: Codec | None, freeze_norms: bool
+) -> None:
+    names = ("decoder.conv_cat", "classifier")
+    experiment = paper_run(5, codec)
+    prepared = build(experiment)
+    before = {name: value.clone() for name, value in prepared.model.state_dict().items()}
+    sites = compress(prepared, Compression(codec, train_only=names))
+    assert sites == ("decoder.conv_cat.0", "classifier")
+    trainer = Trainer(prepared.model, replace(experiment.schedule, freeze_norms=freeze_norms), task=prepared.task)
+    trainer.train(prepared.data.train, prepared.data.val)
+    after = prepared.model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    trained = {name for name, _ in prepared.model.named_parameters() if name.startswith(tuple(f"{n}." for n in names))}
+    statistics = {name for name, _ in prepared.model.named_buffers()}
+    assert moved == trained | (set() if freeze_norms else statistics)
+
+
+def test_modules_to_train_are_given_alone_and_there(tmp_path: Path) -> None:
+    prepared = build(paper_run(5, None))
+    for other in ({"last": 2}, {"paper_layers": 5}):
+        with pytest.raises(ConfigError, match=f"train_only: expected it alone or {next(iter(other))}"):
+            compress(prepared, Compression(None, train_only=("classifier",), **other))
+    with pytest.raises(ConfigError, match="such as encoder, decoder, classifier, got 'head'"):
+        compress(prepared, Compression(None, train_only=("head",)))
+    assert compress(prepared, Compression(None, select="decoder.convs.*", train_only=("decoder",))) == (
+        "decoder.convs.0.0", "decoder.convs.1.0"
+    )  # fmt: skip
+
+
+def test_a_run_of_named_modules_resumes_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "shapes", "--resolution", "32", "--train-size", "4", "--val-size", "2", "--batch-size", "2"]
+    options += ["--model", "fcn_r18", "--train-only", "decoder", "classifier", "--steps", "2", "--out", str(tmp_path)]
+    assert main(["train", *options]) == 0
+    assert main(["train", *options, "--resume"]) == 0
+    assert main(["table", str(tmp_path), "--markdown"]) == 0
+    assert "| decoder, classifier |" in capsys.readouterr().out
+    assert main(["train", *options, "--train-only", "classifier", "--resume"]) == 2
+    assert "train_only is" in capsys.readouterr().err
+
+
 def test_gradient_filter_has_the_published_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = paper_run(5, GradientFilter(), paper_patches=True)
     prepared = build(replace(experiment, network=NetworkSettings("deeplabv3_r18")))

@@ -16,6 +16,8 @@ _HELP = {
     "paper_layers": "Train and compress what the paper's code does where it speaks of the last 5 or 10 layers of a "
     "segmentation network.",
     "paper_patches": "With gradient_filter and --paper-layers: each layer has its published patch instead of --patch.",
+    "train_only": "Train only these modules, such as 'decoder classifier'; freeze the rest, but for the statistics of "
+    "its batch norms with --no-freeze-norms.",
     "pointwise": "Convert norms, activations, pools and dropout too.",
     "recompute": "Keep the input of each block of the network alone, and compute the block again in backward.",
     "budget": "Bytes that a batch may hold for backward, such as 64MB: each layer's setting is chosen to meet it.",

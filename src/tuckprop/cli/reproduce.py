@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tuckprop.errors import ConfigError
 from tuckprop.report import Row, find_records, plot, save_plot, summarise, tables
@@ -194,7 +194,9 @@ def _adapted(arguments: Sequence[str], name: str, options: ReproduceOptions) -> 
 
 
 def _list() -> Table:
-    table = Table("id", "what", "in the paper", "runs", "runs, small", title="tables and figures of the paper")
+    # An id that is broken over lines cannot be copied.
+    name_column = Column("id", no_wrap=True)
+    table = Table(name_column, "what", "in the paper", "runs", "runs, small", title="tables and figures of the paper")
     for name in known():
         paper, small = read(name), read(name, "small")
         counts = [str(len(runs(c))) if c.methods else "drawn" for c in (paper, small)]

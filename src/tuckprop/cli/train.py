@@ -82,6 +82,8 @@ def _folder(experiment: Experiment) -> str:
     depth = "all" if compression.last is None else f"last{compression.last}"
     if compression.paper_layers is not None:
         depth = f"paper{compression.paper_layers}"
+    if compression.train_only is not None:
+        depth = "+".join(compression.train_only)
     model = experiment.network.model or datasets[experiment.data.data].network
     parts = [experiment.data.data, model, *method, depth, f"seed{experiment.schedule.seed}"]
     return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)

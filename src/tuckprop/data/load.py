@@ -94,7 +94,7 @@ def load(
         The batches.
 
     Raises:
-        ConfigError: The name is unknown, a number is out of range, or images with masks are to be halved.
+        ConfigError: The name is unknown, a number is out of range, or images that have masks alone are to be halved.
         DataError: Files are missing, misplaced or damaged.
     """
     entry = datasets[name]
@@ -103,12 +103,12 @@ def load(
         raise ConfigError(f"resolution: expected at least 1 pixel, got {side}")
     if half not in {None, 0, 1}:
         raise ConfigError(f"half: expected 0 or 1, or none for all images, got {half!r}")
-    if half is not None and entry.per_pixel:
+    where = None if path is None else Path(path).expanduser()
+    pictures, classes = entry.read(where)
+    if half is not None and entry.per_pixel and len(pictures.labels.unique()) < 2:
         raise ConfigError(
             f"half: {name}'s targets are masks, but halves are made by the classes of images; leave it away"
         )
-    where = None if path is None else Path(path).expanduser()
-    pictures, classes = entry.read(where)
     if entry.read_val is None or half is not None:
         members = torch.arange(len(pictures.labels)) if half is None else halves(pictures.labels)[half]
         chosen = split(pictures.labels[members], seed, train_size=train_size, val_size=val_size)

@@ -10,6 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from tuckprop.errors import ConfigError
 from tuckprop.registry import Registry
@@ -31,8 +32,8 @@ class Measure:
     value: Callable[[Row], Spread]
 
 
-# Points (1/72 inch) between numbers that can both be read.
-_LETTERS = 8
+# Points (1/72 inch): of a digit and of half a marker.
+_DIGIT, _HEIGHT, _MARKER = 4, 5, 3
 
 measures: Registry[Measure] = Registry("kind of memory")
 measures.add("held", Measure("held for backward, measured", lambda row: row.held))
@@ -102,18 +103,22 @@ def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, Any]
 
 
 def _number(axes: Axes, points: list[Row], measure: Measure, styles: dict[str, dict[str, Any]]) -> None:
-    """Write the number of layers beside each point, but where that would lie over another's."""
+    """Write the number of layers above each point, right or left of it, but where that would lie over another's."""
     axes.autoscale_view()
     points_per_pixel = 72 / axes.figure.dpi
-    placed: list[tuple[float, float]] = []
-    for row in points:
-        where = measure.value(row).mean, 100 * row.best_accuracy.mean
-        across, up = (float(value) * points_per_pixel for value in axes.transData.transform(where))
-        if any(abs(across - x) < _LETTERS and abs(up - y) < _LETTERS for x, y in placed):
-            continue
-        placed.append((across, up))
-        color = styles[row.method]["color"]
-        axes.annotate(row.layers.number, where, (4, 4), textcoords="offset points", fontsize=6, color=color)
+    places = [(measure.value(row).mean, 100 * row.best_accuracy.mean) for row in points]
+    centres = [tuple(float(value) * points_per_pixel for value in axes.transData.transform(place)) for place in places]
+    taken = [Bbox.from_extents(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in centres]
+    for row, place, (x, y) in zip(points, places, centres, strict=True):
+        width = _DIGIT * len(row.layers.number)
+        for left in (4, -4 - width):
+            box = Bbox.from_bounds(x + left, y + 4, width, _HEIGHT)
+            if any(box.overlaps(other) for other in taken):
+                continue
+            taken.append(box)
+            color = styles[row.method]["color"]
+            axes.annotate(row.layers.number, place, (left, 4), textcoords="offset points", fontsize=6, color=color)
+            break
 
 
 def _tick(value: float, position: int | None = None) -> str:

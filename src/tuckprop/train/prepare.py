@@ -129,7 +129,7 @@ def compress(prepared: Prepared, settings: Compression) -> tuple[str, ...]:
         return _recompute(model, settings)
     choice = choose(prepared, settings)
     last, select = choice.last, choice.select
-    keep_frozen(model, choice.frozen)
+    keep_frozen(model, choice.frozen, batch_norms=choice.frozen_norms)
     sites = tuple(choose_sites(model, last=last, select=select))
     if choice.codec is not None and settings.budget is not None:
         images, _ = next(iter(prepared.data.train.serve()))
@@ -173,19 +173,21 @@ class Choice:
         select: As `tuckprop.convert` takes it.
         codec: As `tuckprop.convert` takes it; None trains the plain model.
         frozen: Names of modules to freeze besides what `last` freezes.
+        frozen_norms: Keep batch norms among those in eval mode, as the others.
     """
 
     last: int | None
     select: Select | None
     codec: CodecChoice | None
     frozen: tuple[str, ...] = ()
+    frozen_norms: bool = True
 
 
 def choose(prepared: Prepared, settings: Compression) -> Choice:
     """Return which layers of the model the settings mean, and how each is compressed.
 
     Raises:
-        ConfigError: The layers are given twice, or the paper has no such list or patches.
+        ConfigError: The layers are given twice, the model has no such module, or the paper has no such list or patches.
     """
     pattern, count, codec = settings.select, settings.paper_layers, settings.codec
     if settings.paper_patches and (count is None or not isinstance(codec, GradientFilter)):
@@ -193,6 +195,8 @@ def choose(prepared: Prepared, settings: Compression) -> Choice:
             "paper_patches: expected codec gradient_filter and paper_layers 5 or 10 beside it, got "
             f"{codec or 'plain'} and paper_layers {count}"
         )
+    if settings.train_only is not None:
+        return _choose_modules(prepared.model, settings.train_only, settings)
     if count is None:
         select = None if pattern is None else lambda name, module: fnmatchcase(name, pattern)
         return Choice(settings.last, select, codec)
@@ -207,3 +211,21 @@ def choose(prepared: Prepared, settings: Compression) -> Choice:
     by_layer = {name: GradientFilter(patch) for name, patch in zoo.paper_patches(prepared.name, count).items()}
     chosen: CodecChoice | None = by_layer if settings.paper_patches else codec
     return Choice(None, lambda name, module: name in layers, chosen, frozen)
+
+
+def _choose_modules(model: nn.Module, names: tuple[str, ...], settings: Compression) -> Choice:
+    """Return the choice of what is in the modules of these names."""
+    for other in ("last", "paper_layers"):
+        if (value := getattr(settings, other)) is not None:
+            raise ConfigError(f"train_only: expected it alone or {other}, got {' '.join(names)} and {other} {value!r}")
+    known = dict(model.named_modules())
+    if absent := [name for name in names if name not in known]:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise ConfigError(f"train_only: expected names of modules such as {parts}, got {absent[0]!r}")
+    pattern = settings.select
+
+    def select(name: str, module: nn.Module) -> bool:
+        inside = any(f"{name}.".startswith(f"{part}.") for part in names)
+        return inside and (pattern is None or fnmatchcase(name, pattern))
+
+    return Choice(None, select, settings.codec, names_beside(model, names), frozen_norms=False)

@@ -63,6 +63,9 @@ class Compression:
             network (`zoo.paper_layers`, `zoo.paper_trained`), instead of `last` and `select`.
         paper_patches: Give each of those layers the patch that Gradient Filter's authors gave it (`zoo.paper_patches`),
             instead of the codec's.
+        train_only: Names of modules, such as decoder and classifier: train these with all that they contain, compress
+            what is in them, and freeze the rest, instead of `last` and `paper_layers`. Batch norms that are frozen so
+            go on following the data's statistics where `freeze_norms` is off.
         pointwise: Convert norms, activations, pools and dropout too.
         recompute: Keep the input of each of the network's blocks alone, and compute the block again in backward
             (`tuckprop.recompute`).
@@ -75,6 +78,7 @@ class Compression:
     select: str | None = None
     paper_layers: int | None = None
     paper_patches: bool = False
+    train_only: tuple[str, ...] | None = None
     pointwise: bool = True
     recompute: bool = False
     budget: str | None = None
