@@ -154,7 +154,7 @@ def _recompute(model: nn.Module, settings: Compression) -> tuple[str, ...]:
     """Convert the model so that its blocks are computed again; return the names of blocks and of layers beside them."""
     if settings.codec is None:
         raise ConfigError("recompute: expected a codec for the blocks' inputs, got plain training; pass --codec hosvd8")
-    for name in ("select", "paper_layers", "budget"):
+    for name in ("select", "paper_layers", "train_only", "budget"):
         if (value := getattr(settings, name)) is not None:
             raise ConfigError(f"recompute: expected it without {name}, got {name} {value!r}")
     layers = choose_sites(model, last=settings.last)
