@@ -4,7 +4,9 @@ import copy
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 import tuckprop
 from tuckprop import zoo
+from tuckprop.codecs import Codec
 from tuckprop.errors import ConfigError, UnsupportedError
 from tuckprop.layers import PackEvent, Site, observe
 from tuckprop.layers.recomputed_block import RecomputedBlock
@@ -173,6 +177,161 @@ class TestExactness:
         torch.testing.assert_close(block[0].weight.grad, x.sum(0).expand(4, 4), rtol=1e-2, atol=1e-2)
 
 
+class Scaled(nn.Module):
+    """A block of two layers with whatever else a test puts into its forward."""
+
+    def __init__(self, body: Callable[..., Any], size: int = 4) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(size, size), nn.Linear(size, size)
+        self.register_buffer("scale", torch.ones(()))
+        self.body = body
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x)))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body(self, *args, **kwargs)
+
+
+def pair(body: Callable[..., Any]) -> tuple[nn.Sequential, nn.Sequential, Tensor]:
+    """Return a network with such a block, plain and computed again without loss, and an input."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Scaled(body), nn.Linear(4, 2)).double()
+    ours = tuckprop.recompute(copy.deepcopy(model), tuckprop.Dense(), blocks="1")
+    return model, ours, torch.randn(3, 4, dtype=torch.float64)
+
+
+def running_scale(self: Scaled, x: Tensor) -> Tensor:
+    self.scale.mul_(0.9).add_(0.1 * x.detach().abs().max())
+    return self.hidden(x / self.scale)
+
+
+class TestWhatChangesBetweenTheTwoRuns:
+    def test_a_buffer_that_the_block_writes_before_it_reads_it(self) -> None:
+        model, ours, x = pair(running_scale)
+        for _ in range(2):
+            assert_same(step(ours, x), step(model, x))
+
+    def test_parameters_are_those_of_the_first_run(self) -> None:
+        model, ours, x = pair(Scaled.hidden)
+        grads = []
+        for net in (model, ours):
+            doubled = {name: (2 * p.detach()).requires_grad_() for name, p in net.named_parameters()}
+            torch.func.functional_call(net, doubled, (x,)).square().sum().backward()
+            grads.append([p.grad for p in doubled.values()])
+        torch.testing.assert_close(grads[1], grads[0])
+
+    def test_a_parameter_that_was_overwritten_is_an_error_as_in_pytorch(self) -> None:
+        for net in pair(Scaled.hidden)[:2]:
+            loss = net(torch.ones(1, 4, dtype=torch.float64)).sum()
+            with torch.no_grad():
+                net[1].a.weight.mul_(2)
+                net[1].b.weight.mul_(2)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
+    def test_modes_and_what_needs_a_gradient_are_those_of_the_first_run(self) -> None:
+        model, x = network(1), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+        ours = tuckprop.recompute(copy.deepcopy(model), tuckprop.Dense())
+        grads = []
+        for net in (model, ours):
+            torch.manual_seed(0)
+            loss = net(x).square().sum()
+            net.eval()
+            net.requires_grad_(False)
+            loss.backward()
+            grads.append([p.grad for p in net.parameters()])
+            assert not any(module.training for module in net.modules())
+        torch.testing.assert_close(grads[1], grads[0])
+
+    def test_revert_before_backward(self) -> None:
+        model, ours, x = pair(Scaled.hidden)
+        loss = ours(x).square().sum()
+        tuckprop.revert(ours)
+        loss.backward()
+        model(x).square().sum().backward()
+        torch.testing.assert_close([p.grad for p in ours.parameters()], [p.grad for p in model.parameters()])
+
+    def test_parametrizations_under_a_cache(self) -> None:
+        grads = []
+        for net in pair(Scaled.hidden)[:2]:
+            parametrizations.weight_norm(net[1].a)
+            with parametrize.cached():
+                net(torch.ones(2, 4, dtype=torch.float64)).square().sum().backward()
+            grads.append([p.grad for p in net.parameters()])
+        torch.testing.assert_close(grads[1], grads[0])
+
+    def test_threads_that_go_back_through_one_model(self) -> None:
+        model, ours, x = pair(Scaled.hidden)
+        losses = [ours(x * i).square().sum() for i in range(12)]
+        with ThreadPoolExecutor(6) as pool:
+            grads = list(pool.map(lambda loss: torch.autograd.grad(loss, list(ours.parameters())), losses))
+        for i, found in enumerate(grads):
+            expected = torch.autograd.grad(model(x * i).square().sum(), list(model.parameters()))
+            torch.testing.assert_close(found, expected)
+        assert all(isinstance(parameter, nn.Parameter) for parameter in ours.parameters())
+
+
+@dataclass
+class Boxed:
+    y: Tensor
+
+
+class TestBlocksThatCannotBeComputedAgain:
+    def test_an_argument_that_is_overwritten(self) -> None:
+        _, ours, x = pair(lambda self, x, total: self.hidden(x) + total.add_(1))
+        with pytest.raises(UnsupportedError, match="1: expected a block that leaves its arguments as they are"):
+            ours[1](x, torch.zeros(4, dtype=torch.float64))
+
+    def test_a_tensor_out_of_sight(self) -> None:
+        _, ours, x = pair(lambda self, x: Boxed(self.hidden(x)))
+        with pytest.raises(UnsupportedError, match="as result, got a Boxed with a tensor in it"):
+            ours[1](x)
+        _, ours, x = pair(lambda self, x, box: self.hidden(x) * box.y)
+        with pytest.raises(UnsupportedError, match="as argument, got a Boxed with a tensor in it"):
+            ours[1](x, Boxed(x))
+
+    def test_a_parameter_from_elsewhere(self) -> None:
+        other = nn.Parameter(torch.ones(4, dtype=torch.float64))
+        _, ours, x = pair(lambda self, x: self.hidden(x) * other)
+        with pytest.raises(UnsupportedError, match=r"uses another tensor of shape \(4,\) that needs a gradient"):
+            ours(x).sum().backward()
+
+
+class TestResultsAndLayouts:
+    @pytest.mark.parametrize(
+        "body",
+        [lambda self, x: self.hidden(x).view(-1, 4), lambda self, x: x, lambda self, x: self.hidden(x).t().t()],
+        ids=["view", "argument", "transposed"],
+    )
+    def test_a_result_may_be_overwritten(self, body: Callable[..., Any]) -> None:
+        model, ours, x = pair(body)
+        for net in (model, ours):
+            net.insert(2, nn.ReLU(inplace=True))
+        assert_same(step(ours, x), step(model, x))
+
+    @pytest.mark.parametrize("codec", [tuckprop.Dense(), tuckprop.HOSVD(0.5), tuckprop.HOSVD8(0.9)], ids=repr)
+    def test_the_strides_of_the_input_come_back(self, codec: Codec) -> None:
+        class Rows(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.b(self.a(x.permute(0, 2, 3, 1).view(-1, 6)))
+
+        ours = tuckprop.recompute(nn.Sequential(Rows()), codec)
+        x = torch.randn(4, 6, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+        ours(x).sum().backward()
+        assert x.grad is not None
+
+    def test_the_largest_tensor_is_packed(self) -> None:
+        _, ours, x = pair(lambda self, t, x: self.hidden(x) * t)
+        with observed() as kept:
+            ours[1](torch.ones(4, dtype=torch.float64), x)
+        assert kept["1"].shape == x.shape
+
+
 class AtTheKeptInput(nn.Module):
     """A block's output at its input, and its gradients at what a codec keeps of the input: in plain autograd."""
 
@@ -291,6 +450,50 @@ class TestTheModelStaysTheUsersOwn:
             grad.sum().backward()
 
 
+class TestWhichBlocks:
+    def test_a_layer_with_modules_inside_is_no_block(self) -> None:
+        model = timm.create_model("mobilenetv2_035", num_classes=5)
+        kinds = [type(m) for m in model.modules()]
+        tuckprop.recompute(model, tuckprop.HOSVD(0.9), blocks="*")
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        assert [type(m) for m in tuckprop.revert(model).modules()] == kinds
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+    def test_modules_without_a_forward_are_none(self) -> None:
+        model = nn.ModuleList([nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})])
+        assert find_blocks(model) == []
+        with pytest.raises(ConfigError, match="ModuleDict has no forward"):
+            tuckprop.recompute(model, tuckprop.HOSVD(), blocks="0")
+
+    def test_blocks_whose_layers_have_no_twin(self) -> None:
+        class Own(nn.Linear):
+            pass
+
+        blocks = [nn.Sequential(Own(6, 6), Own(6, 6)), nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))]
+        ours = tuckprop.recompute(nn.Sequential(*blocks), tuckprop.HOSVD(0.9), blocks=["0", "1"])
+        assert all(isinstance(block, RecomputedBlock) for block in ours)
+
+    def test_a_mapping_of_blocks_alone_and_one_that_names_what_is_inside(self) -> None:
+        model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), nn.Linear(6, 2))
+        ours = tuckprop.recompute(copy.deepcopy(model), {"0": tuckprop.HOSVD(0.9)}, blocks="0")
+        assert ours[0]._site.codec == tuckprop.HOSVD(0.9)
+        assert type(ours[1]) is nn.Linear
+        both = {"0.*": tuckprop.HOSVD(0.3), "*": tuckprop.HOSVD(0.9)}
+        ours = tuckprop.recompute(copy.deepcopy(model), both, blocks="0")
+        assert ours[0][0]._site.codec == tuckprop.Dense()
+
+    def test_layers_inside_are_not_counted(self) -> None:
+        ours = tuckprop.recompute(network(2, 8, 0.0), tuckprop.HOSVD(0.9))
+        tuckprop.layers._twin.become_plain(ours[1][0].first)
+        x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+        counts = []
+        for sites in (None, ["1.0.first"]):
+            with PaperCounter(ours, sites) as counter:
+                ours(x).sum().backward()
+            counts.append(counter.take())
+        assert counts[0] == counts[1]
+
+
 class TestFindBlocks:
     @pytest.mark.parametrize(
         ("name", "count", "first"),
@@ -317,6 +520,9 @@ class TestBadInput:
             ({"codec": tuckprop.HOSVD(), "blocks": "none.*"}, "names of modules that have modules inside .1, 1.0, 1.1"),
             ({"codec": {"0": tuckprop.HOSVD()}}, "no pattern of the mapping matches the block '1.0'"),
             ({"codec": tuckprop.GradientFilter()}, "'1.0': Gradient Filter is defined for Conv2d only"),
+            ({"codec": tuckprop.HOSVD(), "blocks": []}, r"expected one pattern of names or more, got \[\]"),
+            ({"codec": tuckprop.HOSVD(), "blocks": [1]}, r"expected one pattern of names or more, got \[1\]"),
+            ({"codec": "hosvd"}, "expected a codec config"),
             ({"codec": tuckprop.HOSVD(), "last": 99}, "an integer from 1 to 7"),
         ],
     )
@@ -344,6 +550,9 @@ class TestBadInput:
                 super().__init__()
                 self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2), nn.GRU(2, 2)])
 
+            def forward(self, x: Tensor) -> Tensor:
+                return x
+
         with pytest.raises(ConfigError, match=r"layers\.2 is a GRU"):
             tuckprop.recompute(nn.ModuleList([Recurrent()]), tuckprop.HOSVD())
 
@@ -357,7 +566,7 @@ class TestBadInput:
                 return self.layers(x)
 
         ours = tuckprop.recompute(nn.Sequential(nn.Linear(3, 3), Overwriting()), tuckprop.HOSVD(0.9))
-        with pytest.raises(UnsupportedError, match="1: expected a block that leaves its input as it is"):
+        with pytest.raises(UnsupportedError, match="1: expected a block that leaves its arguments as they are"):
             ours(torch.randn(4, 3))
 
     def test_a_block_that_goes_on_from_what_it_wrote(self) -> None:

@@ -153,7 +153,7 @@ def decide(
     Raises:
         ConfigError: A bad argument, a model that is converted already, or nothing to compress.
     """
-    choose = _chooser(codec)
+    choose = chooser(codec)
     modules = dict(model.named_modules())
     refuse_converted(modules)
     for module in modules.values():
@@ -190,7 +190,12 @@ def refuse_converted(modules: Mapping[str, nn.Module]) -> None:
         raise ConfigError(f"convert: the model is converted already (at {converted!r}); call tuckprop.revert first")
 
 
-def _chooser(codec: CodecChoice) -> Callable[[str], Codec | None]:
+def chooser(codec: CodecChoice) -> Callable[[str], Codec | None]:
+    """Return what gives a module's codec by its name, or None where no pattern matches.
+
+    Raises:
+        ConfigError: `codec` is neither a codec nor a mapping from patterns to codecs.
+    """
     if isinstance(codec, Codec):
         return lambda name: codec
     known = ", ".join(codecs)

@@ -11,7 +11,7 @@ from tuckprop.convert import carry_out, keep_frozen
 from tuckprop.errors import ConfigError
 from tuckprop.layers._twin import Site, become_twin
 from tuckprop.layers.recomputed_block import RecomputedBlock, recomputed
-from tuckprop.plan import CodecChoice, decide, is_compressible
+from tuckprop.plan import CodecChoice, chooser, decide, is_compressible
 
 
 def recompute(
@@ -30,6 +30,10 @@ def recompute(
 
     The gradients of a block are those at the input that was kept. So, unlike those of `convert`, the input gradients
     are approximate too, and the rectifiers' masks with them; with `Dense()` all are PyTorch's to rounding.
+
+    A block must compute from its arguments, its own parameters and its own buffers alone, with PyTorch's default random
+    numbers if any, and must leave its arguments as they are; most of what breaks this is told by an error. Hooks on
+    modules inside a block run twice, once without a graph. Under `nn.DataParallel` blocks stay plain.
 
     Args:
         model: Any model.
@@ -53,19 +57,19 @@ def recompute(
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"recompute(model=...): expected a torch.nn.Module, got {type(model).__name__}")
-    whole = decide(model, codec, last=last)
-    names = _choose(model, blocks)
-    trained = [name for name in names if any(site.name.startswith(f"{name}.") for site in whole.sites)]
-    if not trained:
-        raise ConfigError(
-            f"recompute(last=...): the last {last} convolutions are in none of the blocks ({', '.join(names)})"
-        )
+    choose = chooser(codec)
     modules = dict(model.named_modules())
-    sites = {name: Site(name, _serving(name, modules[name], codec)) for name in trained}
-    inside = {f"{glob.escape(name)}.*": Dense() for name in trained}
-    outside = dict(codec) if isinstance(codec, Mapping) else {"*": codec}
+    whole = decide(model, Dense(), last=last)
+    names = _choose(model, blocks, {site.name for site in whole.sites})
+    frozen = set(whole.frozen)
+    trained = [name for name in names if any(n not in frozen for n in _owners(name, modules[name]))]
+    if not trained:
+        raise ConfigError(f"recompute(last={last}): none of the blocks ({', '.join(names)}) has a layer to train")
+    sites = {name: Site(name, _serving(name, modules[name], choose(name))) for name in trained}
+    inside: dict[str, Codec] = {f"{glob.escape(name)}.*": Dense() for name in trained}
+    outside = codec if isinstance(codec, Mapping) else {"*": codec}
     # Chosen before any class changes, so that a bad argument leaves the model as it was.
-    plan = decide(model, inside | outside, last=last)
+    plan = decide(model, inside | {k: v for k, v in outside.items() if k not in inside}, last=last)
     carry_out(model, plan)
     keep_frozen(model, plan.frozen)
     for name, site in sites.items():
@@ -86,13 +90,20 @@ def find_blocks(model: nn.Module) -> list[str]:
     for name, module in modules.items():
         parent = modules[name.rpartition(".")[0]] if name else None
         layers = sum(is_compressible(part) for part in module.modules())
-        if isinstance(parent, lists) and type(module) not in lists and layers > 1 and not is_compressible(module):
+        if type(module) in lists or type(module).forward is nn.Module.forward or is_compressible(module):
+            continue
+        if isinstance(parent, lists) and layers > 1:
             found.append(name)
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 
 
-def _choose(model: nn.Module, blocks: str | Collection[str] | None) -> list[str]:
-    """Return the names of the blocks that are asked for, in the model's order."""
+def _owners(name: str, block: nn.Module) -> list[str]:
+    """Return the full names of the modules of a block that have parameters of their own."""
+    return [f"{name}.{part}" if part else name for part, m in block.named_modules() if m._parameters]
+
+
+def _choose(model: nn.Module, blocks: str | Collection[str] | None, layers: Collection[str]) -> list[str]:
+    """Return the names of the blocks that are asked for, in the model's order; `layers` are never blocks."""
     if blocks is None:
         if names := find_blocks(model):
             return names
@@ -101,10 +112,12 @@ def _choose(model: nn.Module, blocks: str | Collection[str] | None) -> list[str]
             "or more; name some by patterns"
         )
     patterns = [blocks] if isinstance(blocks, str) else list(blocks)
-    insides = {name: m for name, m in model.named_modules() if name and any(True for _ in m.children())}
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ConfigError(f"recompute(blocks=...): expected one pattern of names or more, got {blocks!r}")
+    insides = [n for n, m in model.named_modules() if n and n not in layers and any(True for _ in m.children())]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in insides):
-            known = ", ".join(list(insides)[:8]) + (", ..." if len(insides) > 8 else "")
+            known = ", ".join(insides[:8]) + (", ..." if len(insides) > 8 else "")
             raise ConfigError(
                 "recompute(blocks=...): expected patterns of names of modules that have modules inside "
                 f"({known}), got {pattern!r}, which matches none"
@@ -113,15 +126,13 @@ def _choose(model: nn.Module, blocks: str | Collection[str] | None) -> list[str]
     return [name for name in matching if not any(name.startswith(f"{other}.") for other in matching)]
 
 
-def _serving(name: str, block: nn.Module, codec: CodecChoice) -> Codec:
+def _serving(name: str, block: nn.Module, codec: Codec | None) -> Codec:
     """Return the codec for the input of a block."""
-    entries: Mapping[str, Codec] = codec if isinstance(codec, Mapping) else {"*": codec}
-    serving = next((entry for pattern, entry in entries.items() if fnmatchcase(name, pattern)), None)
-    if serving is None:
+    if codec is None:
         raise ConfigError(f"recompute(codec=...): no pattern of the mapping matches the block {name!r}")
-    if reason := RecomputedBlock.refusal(block) or serving.refusal(block):
-        raise ConfigError(f"recompute: {serving!r} at {name!r}: {reason}")
-    return serving
+    if reason := RecomputedBlock.refusal(block) or codec.refusal(block):
+        raise ConfigError(f"recompute: {codec!r} at {name!r}: {reason}")
+    return codec
 
 
 __all__ = ["find_blocks", "recompute"]

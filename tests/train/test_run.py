@@ -187,6 +187,7 @@ def test_blocks_that_are_computed_again(tmp_path: Path) -> None:
         (Compression(recompute=True), "expected a codec for the blocks' inputs, got plain"),
         (Compression(HOSVD(), recompute=True, budget="1MB"), "expected it without budget, got budget '1MB'"),
         (Compression(HOSVD(), recompute=True, select="*"), "expected it without select"),
+        (Compression(HOSVD(), recompute=True, pointwise=False), "expected it without pointwise"),
         (Compression(HOSVD(), recompute=True, train_only=("5",)), "expected it without train_only"),
     ],
 )

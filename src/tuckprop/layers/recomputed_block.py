@@ -8,16 +8,20 @@ Source of checkpointing: Chen et al., "Training Deep Nets with Sublinear Memory 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from tuckprop.codecs import Packed
 from tuckprop.errors import UnsupportedError
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, trains
+from tuckprop.linalg.layout import is_dense
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,20 @@ class _Structure:
         others = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         return cls(others, places, spec), [leaves[i] for i in places]
 
+    def refuse_hidden(self, name: str, what: str) -> None:
+        """Check that no tensor is out of sight, in an object that PyTorch does not take apart.
+
+        Raises:
+            UnsupportedError: One is.
+        """
+        for other in self.others:
+            if any(isinstance(value, Tensor) for value in getattr(other, "__dict__", {}).values()):
+                raise UnsupportedError(
+                    f"{name}: expected tensors, or lists, tuples and dictionaries of them, as {what}, got a "
+                    f"{type(other).__name__} with a tensor in it, whose gradient would be lost; "
+                    "torch.utils._pytree.register_pytree_node tells PyTorch how to take it apart"
+                )
+
     def fill(self, tensors: Sequence[Tensor]) -> Any:
         """Return the value with these tensors in it."""
         leaves = list(self.others)
@@ -51,17 +69,65 @@ class _Structure:
 
 
 @dataclass(frozen=True)
+class _Frame:
+    """What a block computes with besides its arguments, as it was when it ran first.
+
+    Attributes:
+        modules: Every module of the block.
+        training: Their modes.
+        parameters: For each, the name of every parameter and its place among the block's.
+        buffers: For each, the name of every buffer that the first run changed and its place among those kept.
+    """
+
+    modules: tuple[nn.Module, ...]
+    training: tuple[bool, ...]
+    parameters: tuple[dict[str, int], ...]
+    buffers: tuple[dict[str, int], ...]
+
+
+class _BuffersBefore:
+    """Notes a block's buffers ahead of its first run, to tell afterwards which ones it changed.
+
+    Statistics of batch norms in train mode are left out: they are written and never read.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._noted: list[dict[str, tuple[Tensor, int, Tensor]]] = [
+            {}
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+            else {k: (b, b._version, b.clone()) for k, b in module._buffers.items() if b is not None}
+            for module in modules
+        ]
+
+    def changed(self, modules: Sequence[nn.Module]) -> tuple[list[Tensor], tuple[dict[str, int], ...]]:
+        """Return what was in the buffers that have been changed since, and where each belongs."""
+        values: list[Tensor] = []
+        places: list[dict[str, int]] = []
+        for module, noted in zip(modules, self._noted, strict=True):
+            places.append({})
+            for name, (buffer, version, value) in noted.items():
+                if module._buffers.get(name) is not buffer or buffer._version != version:
+                    places[-1][name] = len(values)
+                    values.append(value)
+        return values, tuple(places)
+
+
+@dataclass(frozen=True)
 class _Call:
     """One call of a block, to be repeated: all that decides it but its tensors.
 
     Attributes:
         block: The block.
+        plain: Its plain class.
+        name: Its name in the model.
         arguments: The arguments without tensors.
         packed: Which of their tensors is kept in packed form.
         autocast: Makes autocast as it was.
     """
 
     block: "RecomputedBlock"
+    plain: type[nn.Module]
+    name: str
     arguments: _Structure
     packed: int
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -69,8 +135,9 @@ class _Call:
     def run(self, x: Tensor, others: Sequence[Tensor]) -> tuple[_Structure, list[Tensor]]:
         """Run the plain block on `x` and the other tensors, and take its result apart."""
         args, kwargs = self.arguments.fill([*others[: self.packed], x, *others[self.packed :]])
-        with self.autocast():
-            return _Structure.of(self.block.plain.forward(self.block, *args, **kwargs))
+        with self.autocast(), _uncached_parametrizations():
+            result = self.plain.forward(self.block, *args, **kwargs)
+        return _Structure.of(result)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -81,26 +148,36 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: _Call, packed: Packed, structures: list[_Structure], x: Tensor, *others: Tensor
+        ctx: Any, call: _Call, packed: Packed, structures: list[_Structure], x: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
         """Run the block; append the structure of its result to `structures` and return the tensors of it."""
-        others = others[: len(call.arguments.places) - 1]
-        before, version = _random_states(x.device), x._version
+        count = len(call.arguments.places) - 1
+        others, parameters = rest[:count], rest[count:]
+        modules = tuple(call.block.modules())
+        training = tuple(module.training for module in modules)
+        buffers, random = _BuffersBefore(modules), _random_states(x.device)
+        versions = [t._version for t in (x, *others)]
         structure, results = call.run(x, others)
-        if x._version != version:
+        if versions != [t._version for t in (x, *others)]:
             raise UnsupportedError(
-                f"{call.block._site.name}: expected a block that leaves its input as it is, got one that overwrites it "
+                f"{call.name}: expected a block that leaves its arguments as they are, got one that overwrites one "
                 "(an operation with inplace=True comes first); it cannot be computed again"
             )
+        structure.refuse_hidden(call.name, "result")
         structures.append(structure)
-        ctx.shapes = [t.shape for t in results]
-        drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_states(x.device), strict=True))
-        ctx.call, ctx.packed = call, (type(packed), packed.meta)
+        changed, places = buffers.changed(modules)
+        drawn = any(not torch.equal(a, b) for a, b in zip(random, _random_states(x.device), strict=True))
         # As copies, which unlike what a generator gives are seen by those who count what operations make.
-        random = [state.clone() for state in before] if drawn else []
-        ctx.others, ctx.random = len(others), len(random)
-        ctx.save_for_backward(*others, *random, *packed.tensors())
+        random = [state.clone() for state in random] if drawn else []
+        index = {id(parameter): place for place, parameter in enumerate(parameters)}
+        owned = tuple({k: index[id(p)] for k, p in m._parameters.items() if p is not None} for m in modules)
+        ctx.call, ctx.frame = call, _Frame(modules, training, owned, places)
+        ctx.packed, ctx.layout = (type(packed), packed.meta), _layout(x)
+        ctx.counts = (len(others), len(parameters), len(changed), len(random))
+        ctx.shapes = [t.shape for t in results]
+        ctx.save_for_backward(*others, *parameters, *changed, *random, *packed.tensors())
         ctx.set_materialize_grads(False)
+        results = [_on_its_own(t, (x, *others)) for t in results]
         ctx.mark_non_differentiable(*(t for t in results if not (t.is_floating_point() or t.is_complex())))
         return tuple(results)
 
@@ -108,51 +185,84 @@ class _Recomputed(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Run the block again with a graph, and return the gradients of the tensors and parameters."""
-        saved, count = ctx.saved_tensors, ctx.others + ctx.random
+        saved = iter(ctx.saved_tensors)
+        others, parameters, buffers, random = ([next(saved) for _ in range(count)] for count in ctx.counts)
         kind, meta = ctx.packed
+        x = _laid_out(kind.rebuild(tuple(saved), meta).dense(), ctx.layout)
         needed = ctx.needs_input_grad[3:]
-        given = [kind.rebuild(saved[count:], meta).dense().detach(), *(t.detach() for t in saved[: ctx.others])]
-        for tensor, needs in zip(given, needed, strict=False):
-            tensor.requires_grad_(needs)
-        random = saved[ctx.others : count]
-        with _stand_ins(ctx.call.block) as parameters, _random_states_set(random, given[0].device), torch.enable_grad():
+        inputs = [t.detach().requires_grad_(n) for t, n in zip((x, *others, *parameters), needed, strict=True)]
+        given, stand_ins = inputs[: 1 + len(others)], inputs[1 + len(others) :]
+        with (
+            _as_it_was(ctx.frame, stand_ins, buffers),
+            _random_states_set(random, x.device),
+            torch.enable_grad(),
+        ):
             _, results = ctx.call.run(given[0], given[1:])
         if (shapes := [t.shape for t in results]) != ctx.shapes:
             raise UnsupportedError(
-                f"{ctx.call.block._site.name}: expected a block that computes the same again, got results of shapes "
+                f"{ctx.call.name}: expected a block that computes the same again, got results of shapes "
                 f"{[tuple(s) for s in ctx.shapes]} and then {[tuple(s) for s in shapes]}; what it writes into (a cache "
                 "of keys and values?) must be switched off in training"
             )
         ends = [(t, g) for t, g in zip(results, grads, strict=True) if g is not None and t.requires_grad]
-        inputs = [t for t, needs in zip((*given, *parameters), needed, strict=True) if needs]
-        found: Iterator[Tensor | None] = iter([None] * len(inputs))
-        if ends and inputs:
-            found = iter(torch.autograd.grad([t for t, _ in ends], inputs, [g for _, g in ends], allow_unused=True))
+        _refuse_others(ctx.call.name, [t for t, _ in ends], inputs)
+        wanted = [t for t, needs in zip(inputs, needed, strict=True) if needs]
+        found: Iterator[Tensor | None] = iter([None] * len(wanted))
+        if ends and wanted:
+            found = iter(torch.autograd.grad([t for t, _ in ends], wanted, [g for _, g in ends], allow_unused=True))
         return None, None, None, *(next(found) if needs else None for needs in needed)
+
+
+def _refuse_others(name: str, ends: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """Check that nothing but `inputs` has led to `ends`: another tensor's gradient would be lost."""
+    known = {id(t) for t in inputs}
+    seen: set[Any] = set()
+    open_nodes = [t.grad_fn for t in ends]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in known:
+            raise UnsupportedError(
+                f"{name}: expected a block that computes from its arguments and its own parameters alone, got one that "
+                f"uses another tensor of shape {tuple(variable.shape)} that needs a gradient, which would be lost"
+            )
+        open_nodes += [following for following, _ in node.next_functions]
 
 
 class RecomputedBlock(Twin):
     """A block that keeps its packed input alone.
 
     The output, `state_dict` and hooks are the plain block's. Backward computes the block again from the input as the
-    codec gives it back, with the random numbers, the autocast and the buffers of the first time. A lossless codec gives
-    the plain gradients; with any other the gradients of the input and of the parameters are those of the block at the
-    input that was kept, so that the input gradient is approximate too.
+    codec gives it back, with parameters, modes, buffers, autocast and PyTorch's random numbers as they were the first
+    time. A lossless codec gives the plain gradients; with any other the gradients of the input and of the parameters
+    are those of the block at the input that was kept, so that the input gradient is approximate too.
 
-    The block must compute from its arguments, its own parameters and its own buffers alone.
+    Of several tensors among the arguments the largest is packed, and the others are kept as they are. The block must
+    compute from its arguments, its own parameters and its own buffers alone. Hooks on modules inside it run twice.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A block that is made anew, as a slice of a Sequential is, is a plain one.
+        super().__init__(*args, **kwargs)
+        self.__class__ = self.plain  # type: ignore[assignment]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block; see the plain class for arguments and result."""
-        if "_site" not in self.__dict__:  # A part that was cut out of a Sequential.
-            return self.plain.forward(self, *args, **kwargs)
         arguments, tensors = _Structure.of((args, kwargs))
         parameters = list(self.parameters())
-        first = next((i for i, t in enumerate(tensors) if t.is_floating_point()), None)
-        if first is None or not trains(self, tensors[first], *(t for t in (*tensors, *parameters) if t.requires_grad)):
+        floating = [i for i, t in enumerate(tensors) if t.is_floating_point()]
+        # A replica, as nn.DataParallel makes them, has no parameters of its own.
+        if not floating or getattr(self, "_is_replica", False):
             return self.plain.forward(self, *args, **kwargs)
-        x = tensors.pop(first)
-        call = _Call(self, arguments, first, _autocast_as_now(x.device.type))
+        largest = max(floating, key=lambda i: tensors[i].numel())
+        x = tensors.pop(largest)
+        if not trains(self, x, *(t for t in (*tensors, *parameters) if t.requires_grad)):
+            return self.plain.forward(self, *args, **kwargs)
+        arguments.refuse_hidden(self._site.name, "argument")
+        call = _Call(self, self.plain, self._site.name, arguments, largest, _autocast_as_now(x.device.type))
         structures: list[_Structure] = []
         results = _Recomputed.apply(call, self._site.pack(x), structures, x, *tensors, *parameters)
         return structures[0].fill(results)
@@ -163,10 +273,18 @@ class RecomputedBlock(Twin):
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
         """Return why this block cannot be computed again, or None if it can."""
+        if isinstance(module, Twin):
+            return "it is converted already"
+        if type(module).forward is nn.Module.forward:
+            return f"{type(module).__name__} has no forward"
+        if "forward" in vars(module):
+            return "its forward is one of the instance, not of the class"
         for name, part in module.named_modules():
             if isinstance(part, nn.RNNBase):
                 return f"{name or 'it'} is a {type(part).__name__}, which keeps references to its own parameters"
-        return "it is converted already" if isinstance(module, Twin) else None
+            if any(is_lazy(parameter) for parameter in part.parameters(recurse=False)):
+                return f"the shape of {name or 'it'} is not known yet; run the model once first"
+        return None
 
 
 _kinds: dict[type[nn.Module], type[RecomputedBlock]] = {}
@@ -196,27 +314,64 @@ def _autocast_as_now(device: str) -> Callable[[], AbstractContextManager[Any]]:
 
 
 @contextmanager
-def _stand_ins(block: nn.Module) -> Iterator[list[Tensor]]:
-    """Give every parameter and buffer of the block a stand-in for as long as the context is open.
-
-    So hooks on parameters run once, for the gradient that backward returns, and batch norm's statistics are counted
-    once.
-
-    Yields:
-        The stand-ins of the parameters, in the order of `parameters()`.
-    """
-    before = [(m, dict(m._parameters), dict(m._buffers)) for m in block.modules()]
-    made: dict[Tensor, Tensor] = {p: p.detach().requires_grad_(p.requires_grad) for p in block.parameters()}
-    copies = {b: b.clone() for b in block.buffers()}
+def _uncached_parametrizations() -> Iterator[None]:
+    """Switch the cache of `parametrize.cached` off, for the same reason."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
-        for module, parameters, buffers in before:
-            module._parameters.update({k: None if p is None else made[p] for k, p in parameters.items()})  # type: ignore[misc]
-            module._buffers.update({k: None if b is None else copies[b] for k, b in buffers.items()})
-        yield list(made.values())
+        yield
     finally:
-        for module, parameters, buffers in before:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+        parametrize._cache_enabled = enabled
+
+
+def _layout(x: Tensor) -> tuple[int, ...] | None:
+    """Return the strides of a tensor that fills its memory, in whatever order."""
+    return x.stride() if is_dense(x) else None
+
+
+def _laid_out(x: Tensor, strides: tuple[int, ...] | None) -> Tensor:
+    if strides is None or strides == x.stride():
+        return x
+    return x.new_empty_strided(x.shape, strides).copy_(x)
+
+
+def _on_its_own(result: Tensor, arguments: Sequence[Tensor]) -> Tensor:
+    """Return a result of the first run as a tensor that may be overwritten: no view, and no argument."""
+    if result.layout != torch.strided:
+        return result
+    memory = result.untyped_storage()._cdata
+    if any(a.layout == torch.strided and a.untyped_storage()._cdata == memory for a in arguments):
+        return result.clone()
+    return result.detach() if result._is_view() else result
+
+
+# While one thread has put stand-ins in place of a block's parameters, no other may.
+_standing_in = RLock()
+
+
+@contextmanager
+def _as_it_was(frame: _Frame, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Put a block in the state of its first run for as long as the context is open.
+
+    Stand-ins take the place of parameters, so that hooks on those run once, for the gradient that backward returns, and
+    the place of buffers, so that what the first run wrote into them is not written twice.
+    """
+    with _standing_in:
+        now = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in frame.modules]
+        copies = {id(b): b.clone() for _, _, _, own in now for b in own.values() if b is not None}
+        try:
+            for (module, _, _, own), training, places, changed in zip(
+                now, frame.training, frame.parameters, frame.buffers, strict=True
+            ):
+                module.training = training
+                module._parameters.update({k: parameters[place] for k, place in places.items()})  # type: ignore[misc]
+                module._buffers.update({k: None if b is None else copies[id(b)] for k, b in own.items()})
+                module._buffers.update({k: buffers[place].clone() for k, place in changed.items()})
+            yield
+        finally:
+            for module, training, own_parameters, own in now:
+                module.training = training
+                module._parameters.update(own_parameters)
+                module._buffers.update(own)
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

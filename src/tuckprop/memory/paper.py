@@ -37,9 +37,10 @@ class PaperCounter:
         unknown = [name for name in sites or () if name not in modules]
         if unknown:
             raise ConfigError(f"PaperCounter(sites=...): the model has no module {unknown[0]!r}")
-        self._plain = [modules[name] for name in sites or () if not isinstance(modules[name], Twin)]
         blocks = [name for name, m in modules.items() if isinstance(m, RecomputedBlock)]
         inside = tuple(f"{name}." for name in blocks)
+        plain = [name for name in sites or () if not isinstance(modules[name], Twin) and not name.startswith(inside)]
+        self._plain = [modules[name] for name in plain]
         layers = [n for n, m in modules.items() if isinstance(m, Twin) and m.compresses and not n.startswith(inside)]
         self._counted = {id(modules[name]._site) for name in (*blocks, *layers)}
         self._bytes = 0

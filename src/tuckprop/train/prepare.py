@@ -154,8 +154,8 @@ def _recompute(model: nn.Module, settings: Compression) -> tuple[str, ...]:
     """Convert the model so that its blocks are computed again; return the names of blocks and of layers beside them."""
     if settings.codec is None:
         raise ConfigError("recompute: expected a codec for the blocks' inputs, got plain training; pass --codec hosvd8")
-    for name in ("select", "paper_layers", "train_only", "budget"):
-        if (value := getattr(settings, name)) is not None:
+    for name in ("select", "paper_layers", "paper_patches", "train_only", "pointwise", "budget"):
+        if (value := getattr(settings, name)) != getattr(Compression(), name):
             raise ConfigError(f"recompute: expected it without {name}, got {name} {value!r}")
     layers = choose_sites(model, last=settings.last)
     recompute(model, settings.codec, last=settings.last)
