@@ -33,7 +33,9 @@ def recompute(
 
     A block must compute from its arguments, its own parameters and its own buffers alone, with PyTorch's default random
     numbers if any, and must leave its arguments as they are; most of what breaks this is told by an error. Hooks on
-    modules inside a block run twice, once without a graph. Under `nn.DataParallel` blocks stay plain.
+    modules inside a block run twice, once without a graph. While backward computes a block again, stand-ins are in the
+    place of its parameters, as with `torch.func.functional_call`: other threads should not read them from the model
+    then. Under `nn.DataParallel` blocks stay plain.
 
     Args:
         model: Any model.
