@@ -138,15 +138,18 @@ def _within(
         raise ConfigError(
             f"plan(budget=...): {budget} bytes are too few; this model on this batch holds at least {least}"
         )
-    chosen = decided
+    # The most that was found to fit, or else the least.
+    best, best_held = decided, 0
     # Sites that share a tensor hold it once, so what the sum says is corrected by what is measured.
     for _ in range(4):
         chosen = _with_options(decided, allocate(tables, budget - rest))
         held = sum(_held_converted(model, example, chosen).values())
+        if not best_held or (best_held < held <= budget) or held < best_held > budget:
+            best, best_held = chosen, held
         if 0.95 * budget <= held <= budget:
             break
         rest = min(rest + held - budget, budget - sum(option.nbytes for option in smallest.values()))
-    return chosen
+    return best
 
 
 def _with_options(plan: Plan, options: Mapping[str, Option]) -> Plan:

@@ -1,4 +1,8 @@
-"""Tracked subspaces: project on the bases of earlier steps, decompose again only when they miss too much energy."""
+"""Tracked subspaces: project on the bases of earlier steps, decompose again only when they miss too much energy.
+
+Where spectra are so flat that a core and factors take more bytes than two bits an element, say, the activation is kept
+as few-bit numbers of levels (`tuckprop.linalg.fitted_code`), and no basis is tracked.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -9,14 +13,18 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
-from tuckprop.codecs._tucker import Parts, in_memory_order, in_order
+from tuckprop.codecs._coded import CodedPacked
+from tuckprop.codecs._tucker import Parts, TuckerPacked, in_memory_order, in_order
 from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
+from tuckprop.linalg.bits import CODE_BITS, packed_bytes
+from tuckprop.linalg.fitted_code import FittedCode, fit
 from tuckprop.linalg.lagged import Lagged, capturing, waiting_costs
-from tuckprop.linalg.layout import is_dense, memory_order
+from tuckprop.linalg.layout import flat, is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.piecewise import Levels
 from tuckprop.linalg.range_finder import find_range
 from tuckprop.linalg.remembered import Remembered, remembering, remembering_within
 from tuckprop.linalg.standardised import Standardised
@@ -30,11 +38,20 @@ _WORTH = 0.85
 
 # After so many misses in a row, the axis with the largest basis is left whole until the horizon: where samples are few
 # beside its size, as in late layers, a basis fits its own batch and no other.
-_PATIENCE = 3
+_PATIENCE = 4
+
+# With each miss in a row, bases get room: columns for this share more of what they lose.
+_ROOM = 0.5
+
+# Bases that lose less than this share of what they lost when they were new are larger than they need be.
+_NEEDLESS = 1 / 3
 
 # Up to this size a mode's Gram matrix and its eigendecomposition cost less than subspace iteration; beyond it they do
 # again where more than a third of the basis is known.
 _WIDE = 256
+
+# Smaller activations are not worth a histogram.
+_LEAST_CODED = 1 << 14
 
 # An activation's sizes without the batch: bases of images of different sizes are kept apart.
 _Key = tuple[int, ...]
@@ -48,12 +65,15 @@ class Bases:
         factors: Axis to basis [n, k]; replaced, never changed in place, as a graph may still hold them.
         shares: Axis to the share of the energy along each vector [k], of this activation and earlier ones.
         ranks: Rank of every axis but the batch, also of axes left whole.
-        lost: Share of the energy that was lost when the bases were computed.
+        lost: Share of the energy that was lost when the bases were computed, but for the room they have.
+        expected: The same with that room.
         age: Activations packed with them since.
         misses: How often in a row bases did not serve one activation beyond that they were computed from.
         whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
         batch_pays: Whether a factor of the batch saved enough bytes when the bases were new.
         batch_rank: The rank of that factor then; 0 for none.
+        code: Keeps activations instead of the bases, where that takes fewer bytes; `lost` is then its loss.
+        counted: Elements that the paper counts for the bases that it stands for.
         measured: What the last activation packed with them lost, where that is read a step later: the share of the
             energy lost to the bases, and the share of the rest lost to a factor of the batch.
     """
@@ -62,11 +82,14 @@ class Bases:
     shares: dict[int, Tensor]
     ranks: dict[int, int]
     lost: float
+    expected: float = 0.0
     age: int = 0
     misses: int = 0
     whole: frozenset[int] = frozenset()
     batch_pays: bool = True
     batch_rank: int = 0
+    code: FittedCode | None = None
+    counted: int = 0
     measured: Lagged | None = None
 
 
@@ -91,28 +114,84 @@ class SubspaceTracker:
     uses: int = 0
 
     def compress(self, x: Tensor) -> Packed:
-        """Return core and factors of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
+        """Return the form of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
         if self._leaves_whole(x):
             return DensePacked(x)
-        return in_memory_order(x, working_dtype(x.dtype, self.epsilon), self._factor)
+        if (coded := self._encode(x)) is not None:
+            return coded
+        form = in_memory_order(x, working_dtype(x.dtype, self.epsilon), self._factor)
+        return self._smaller(form, x)
 
     def compress_standardised(self, source: Standardised) -> Packed:
-        """Return core and factors of `source.dense()`, which is formed only where bases are computed anew.
+        """Return the form of `source.dense()`, which is formed only where bases are computed anew.
 
         What is left whole is kept as `source.x`.
         """
         if self._leaves_whole(source.x):
             return DensePacked(source.x)
+        if (coded := self._encode(source)) is not None:
+            return coded
         if source.x.dtype != working_dtype(source.x.dtype, self.epsilon) or not is_dense(source.x):
             return self.compress(source.dense())
         order = memory_order(source.x)
-        return in_order(self._factor(source.permute(order), order), order, source.x.dtype)
+        form = in_order(self._factor(source.permute(order), order), order, source.x.dtype)
+        return self._smaller(form, source)
+
+    def _encode(self, x: Tensor | Standardised) -> Packed | None:
+        """Return the codes of `x`, or None where bases serve better, or what is known does not serve."""
+        like = x.x if isinstance(x, Standardised) else x
+        known = self.bases.get(tuple(x.shape[1:]))
+        if known is None or known.code is None or known.age >= self.horizon or not _codable(like):
+            return None
+        energy = float(x.energy if isinstance(x, Standardised) else _energy(flat(x)))
+        check_energy(energy, like)
+        if not energy:
+            return None
+        codes, levels, lost = known.code.encode(x, energy)
+        if lost > (1 + self.slack) * known.lost:
+            # The values are spread otherwise than they were.
+            dense = x.dense() if isinstance(x, Standardised) else x
+            code = fit(dense, energy, known.code.bits)
+            codes, levels, lost = code.encode(dense, energy)
+            if lost > 1 - self.epsilon:
+                return None
+            known = replace(known, code=code, lost=lost)
+            self.refreshes += 1
+        self.uses += 1
+        self.bases[tuple(x.shape[1:])] = replace(known, age=known.age + 1)
+        return _coded(like, codes, levels, known)
+
+    def _smaller(self, form: TuckerPacked, x: Tensor | Standardised) -> Packed:
+        """Return `form`, or codes of `x` where those take fewer bytes and lose no more than `1 - epsilon`.
+
+        That is decided when the bases are new, and holds for as long as they serve.
+        """
+        key = tuple(x.shape[1:])
+        known, like = self.bases[key], x.x if isinstance(x, Standardised) else x
+        if known.age != 1 or not _codable(like):
+            return form
+        dense, energy = None, 0.0
+        for bits in CODE_BITS:
+            if packed_bytes(like.numel(), bits) + 4 * (1 << bits) >= min(form.nbytes, like.nbytes):
+                break
+            if dense is None:
+                dense = x.dense() if isinstance(x, Standardised) else x
+                energy = float(_energy(flat(dense)))
+            if not energy:
+                break
+            code = fit(dense, energy, bits)
+            codes, levels, lost = code.encode(dense, energy)
+            if lost <= 1 - self.epsilon:
+                known = replace(known, factors={}, shares={}, code=code, lost=lost, counted=form.paper_count())
+                self.bases[key] = known
+                return _coded(like, codes, levels, known)
+        return form
 
     def _leaves_whole(self, x: Tensor) -> bool:
         """Say whether nothing is known to save bytes here until the horizon; if so, this is one more use."""
         key = tuple(x.shape[1:])
         known = self.bases.get(key)
-        if known is None or known.factors or known.batch_pays or known.age >= self.horizon:
+        if known is None or known.factors or known.code or known.batch_pays or known.age >= self.horizon:
             return False
         self.uses += 1
         self.bases[key] = replace(known, age=known.age + 1)
@@ -129,9 +208,10 @@ class SubspaceTracker:
     def state(self) -> dict[str, Any]:
         """Return the bases and the counts, for a checkpoint."""
         bases = [
-            {"size": list(key), **asdict(replace(known, factors={}, shares={}, measured=None))}
+            {"size": list(key), **asdict(replace(known, factors={}, shares={}, code=None, measured=None))}
             | {"factors": dict(known.factors), "shares": dict(known.shares)}
             | {"measured": None if known.measured is None else known.measured.read()}
+            | {"code": None if known.code is None else {"bits": known.code.bits, **asdict(known.code.levels)}}
             for key, known in self.bases.items()
         ]
         bases = [entry | {"whole": sorted(entry["whole"])} for entry in bases]
@@ -142,10 +222,12 @@ class SubspaceTracker:
         self.bases = {}
         for entry in state["bases"]:
             rest = {name: value for name, value in entry.items() if name != "size"}
-            measured = entry.get("measured")
+            measured, code = entry.get("measured"), entry.get("code")
+            if code is not None:
+                code = FittedCode.of(code["bits"], Levels(**{k: v for k, v in code.items() if k != "bits"}))
             self.bases[tuple(entry["size"])] = Bases(
                 **rest
-                | {"whole": frozenset(entry["whole"])}
+                | {"whole": frozenset(entry["whole"]), "code": code}
                 | {"measured": None if measured is None else Lagged(torch.tensor(measured, dtype=torch.float64))}
             )
         self.refreshes, self.uses = state["refreshes"], state["uses"]
@@ -161,9 +243,10 @@ class SubspaceTracker:
         key = tuple(sizes[order.index(axis)] for axis in range(1, len(order)))
         known = self.bases.get(key)
         core = None
-        if known is not None and known.age < self.horizon and not (lagging and self._missed(known, like.device)):
+        usable = known is not None and known.code is None and known.age < self.horizon
+        if known is not None and usable and not (lagging and self._missed(known, like.device)):
             core = project(y, {order.index(axis): basis.to(like) for axis, basis in known.factors.items()})
-            if not lagging and energy and not self._fits(1 - float(_energy(core)) / float(energy), known.lost):
+            if not lagging and energy and not self._fits(1 - float(_energy(core)) / float(energy), known):
                 core = None
         if known is None or core is None:
             if lagging:
@@ -194,18 +277,18 @@ class SubspaceTracker:
         lost, lost_to_batch = known.measured.read()
         if isnan(lost):  # Of an activation that was 0, or not finite: nothing that other bases would have kept.
             return False
-        return not self._fits(lost, known.lost) or lost_to_batch > (1 + self.slack) * self._batch_share
+        return not self._fits(lost, known) or lost_to_batch > (1 + self.slack) * self._batch_share
 
     @property
     def _batch_share(self) -> float:
         """The share of the core's energy that a factor of the batch may lose: little beside what is lost anyway."""
         return (1 - self.epsilon) / 3
 
-    def _fits(self, lost: float, expected: float) -> bool:
+    def _fits(self, lost: float, known: Bases) -> bool:
         """Say whether bases still do what they did when they were computed, neither worse nor needlessly better."""
         # Below this share a change is noise.
         least = 0.05 * (1 - self.epsilon)
-        return lost <= (1 + self.slack) * max(expected, least) and (1 + self.slack) * max(lost, least) >= expected
+        return lost <= (1 + self.slack) * max(known.lost, least) and max(lost, least) >= _NEEDLESS * known.expected
 
     def _factor_batch(self, core: Tensor, mode: int, elements: int) -> tuple[Tensor, dict[int, Tensor]]:
         """Factor the batch mode of the core, if that pays."""
@@ -230,53 +313,69 @@ class SubspaceTracker:
     def _refresh(self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None) -> tuple[Bases, Tensor]:
         self.refreshes += 1
         misses, whole = self._learn(known, y.device)
+        room = 1 - (1 - _ROOM) ** misses
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
-        bases = {mode: self._basis(y, mode, energy, _before(known, order[mode])) for mode in modes}
+        bases = {mode: self._basis(y, mode, energy, _before(known, order[mode]), room) for mode in modes}
         ranks = [bases[m].basis.shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
         factors = {mode: bases[mode].basis for mode in modes_worth_factoring(y.shape, ranks)}
         core = project(y, factors)
-        lost = max(0.0, 1 - float(_energy(core)) / energy) if energy else 0.0
+        needed = core
+        for mode in factors:
+            needed = needed.narrow(mode, 0, bases[mode].needed)
+        lost, expected = (max(0.0, 1 - float(_energy(t)) / energy) if energy else 0.0 for t in (needed, core))
         by_axis = {order[mode]: basis for mode, basis in factors.items()}
         shares = {order[mode]: bases[mode].shares for mode in factors}
         counted = {axis: 0 if axis in whole else ranks[mode] for mode, axis in enumerate(order) if axis != 0}
-        return Bases(by_axis, shares, counted, lost, misses=misses, whole=whole), core
+        return Bases(by_axis, shares, counted, lost, expected, misses=misses, whole=whole), core
 
     def _learn(self, known: Bases | None, device: torch.device) -> tuple[int, frozenset[int]]:
         """Return misses in a row and axes to leave whole, now that these bases have to be replaced."""
-        if known is None or known.age >= self.horizon:
+        if known is None or known.code is not None:
             return 0, frozenset()
+        if known.age >= self.horizon:
+            return max(0, min(known.misses, _PATIENCE - 1) - 1), frozenset()
         # Where a miss is seen a step later, the bases served one activation more, well or not.
         if known.age > (2 if waiting_costs(device) else 1):
-            return 0, known.whole
+            return max(1, min(known.misses, _PATIENCE - 1)), known.whole
         if known.misses + 1 < _PATIENCE or not known.factors:
             return known.misses + 1, known.whole
         return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
 
-    def _basis(self, y: Tensor, mode: int, energy: float, before: Remembered | None) -> Remembered:
+    def _basis(self, y: Tensor, mode: int, energy: float, before: Remembered | None, room: float) -> Remembered:
         """Return a basis of one mode that keeps `epsilon` of the energy: turned from the known one, or a new one."""
         size = y.shape[mode]
         found = None
         if energy and self.epsilon < 1:
             if size > _WIDE and (before is None or before.basis.shape[1] < size // 3):
-                found = remembering_within(y, mode, self.epsilon, energy, before)
+                found = remembering_within(y, mode, self.epsilon, energy, before, room)
             if found is None and size * size <= y.numel():
-                found = remembering(y, mode, self.epsilon, energy, before)
+                found = remembering(y, mode, self.epsilon, energy, before, room)
         if found is not None:
             return found
         exact = spectrum(y, mode, self.epsilon)
         rank = int(exact.rank)
-        return Remembered(exact.leading(rank), exact.energies[:rank].clamp_min(0) / (energy or 1.0))
+        return Remembered(exact.leading(rank), exact.energies[:rank].clamp_min(0) / (energy or 1.0), rank)
+
+
+def _codable(x: Tensor) -> bool:
+    """Say whether a tensor may be kept as codes: the kernels read it as it lies, and the host waits for no device."""
+    return x.numel() >= _LEAST_CODED and x.dtype == torch.float32 and not waiting_costs(x.device) and is_dense(x)
+
+
+def _coded(x: Tensor, codes: Tensor, levels: Tensor, known: Bases) -> CodedPacked:
+    assert known.code is not None
+    return CodedPacked(codes, levels, (tuple(x.shape), x.stride(), x.dtype, known.code.bits, known.counted))
 
 
 def _before(known: Bases | None, axis: int) -> Remembered | None:
     if known is None or axis not in known.factors:
         return None
-    return Remembered(known.factors[axis], known.shares[axis])
+    return Remembered(known.factors[axis], known.shares[axis], known.factors[axis].shape[1])
 
 
 def _energy(x: Tensor) -> Tensor:
-    flat = x.reshape(prod(x.shape))
-    return flat.dot(flat)
+    values = x.reshape(prod(x.shape))
+    return values.dot(values)
 
 
 def _measure(energy: Tensor, tracked: Tensor, core: Tensor) -> Lagged:
@@ -292,9 +391,16 @@ class Subspace(Codec):
 
     Bases are computed as HOSVD computes them, and used for later activations as long as the share of energy that they
     lose is within a factor `1 + slack` of what they lost on the activation they were computed from. The loss is read
-    off the core (`|A - A'|^2 = |A|^2 - |S|^2`) before anything is stored, so every stored tensor obeys the bound.
+    off the core (`|A - A'|^2 = |A|^2 - |S|^2`) before anything is stored, so every stored tensor obeys the bound. Bases
+    that miss one activation after the other are given room, more columns than `epsilon` asks for.
     The batch mode is not tracked, as a basis of other samples says nothing about these: where it saves bytes, it is
     factored in the small core of each step, at a share `1 - (1 - epsilon) / 3` of the core's energy.
+
+    Activations in single precision on a CPU, of 16,384 elements and more, are kept as numbers of 1, 2, 4 or 8 bits
+    where those take fewer bytes than core and factors, and lose no more than `1 - epsilon` of the energy: the number of
+    the nearest of a few levels, fitted to the activation's own values. What they lose is measured at every step, and
+    the levels are fitted anew where it is more than `1 + slack` times what it was. So it is in networks with flat
+    spectra, such as untrained ones.
 
     On a GPU the loss is read at the site's next activation, so that the host never waits: an activation that loses too
     much is stored as it is, and the next one is decomposed anew. The batch is factored there at the rank it had when

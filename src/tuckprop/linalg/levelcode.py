@@ -6,7 +6,7 @@ Reading is one look-up a byte as well, of a row with the levels of all the codes
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from tuckprop.linalg.piecewise import Levels
 CELLS = 256
 
 # Zero belongs to the cell below it, as the derivative of ELU and SELU at zero is the one on the left.
-_MIDDLE = CELLS / 2 - 2.0**-16
+MIDDLE = CELLS / 2 - 2.0**-16
 
 # A row of levels is read as one number of its size, where there is one: that takes half the time.
 _WHOLE_ROWS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
@@ -92,6 +92,12 @@ class LevelCode:
         pairs = pairs.reshape(-1).to(device, torch.uint8)
         return cls(bits, levels.reach, pairs, found, levels.code.to("cpu", torch.uint8), found.float())
 
+    def scaled(self, factor: float) -> "LevelCode":
+        """Return the code of `factor` times what this one is a code of, at `factor` times the place."""
+        return replace(
+            self, reach=self.reach * factor, levels=self.levels * factor, rounded=(self.levels * factor).float()
+        )
+
     def encode(self, x: Tensor) -> Tensor:
         """Return the packed codes of `x`.
 
@@ -101,9 +107,27 @@ class LevelCode:
         Returns:
             uint8 [ceil(n * bits / 8)].
         """
-        if native.serves(x):
-            return native.encode(x, self.codes, self.bits, self.reach, _MIDDLE)
         packed = torch.empty(packed_bytes(x.numel(), self.bits), dtype=torch.uint8, device=x.device)
+        if native.serves(x):
+            native.encode(x, packed, self.codes, self.bits, self.reach, MIDDLE)
+        else:
+            self._look_up(x, packed)
+        return packed
+
+    def encode_measured(self, x: Tensor, out: Tensor) -> float:
+        """Write the packed codes of `x` into `out`, and return the sum of squares of `x` minus its levels.
+
+        Args:
+            x: Floating [n], contiguous, finite.
+            out: uint8 [ceil(n * bits / 8)].
+        """
+        if native.serves(x):
+            return native.encode(x, out, self.codes, self.bits, self.reach, MIDDLE, self.rounded)
+        self._look_up(x, out)
+        parts = self.decode(out, x.numel(), x.dtype)
+        return sum(float((x[part] - levels).double().square().sum()) for part, levels in parts)
+
+    def _look_up(self, x: Tensor, packed: Tensor) -> None:
         work = _Work.empty(x.device)
         for part, place in code_slabs(x.numel(), self.bits, x.device):
             size = part.stop - part.start
@@ -117,12 +141,11 @@ class LevelCode:
                 torch.index_select(self.pairs, 0, index, out=packed[place])
             else:
                 join_codes(self.pairs.index_select(0, index), 2 * self.bits, packed[place])
-        return packed
 
     def _cells(self, x: Tensor, work: "_Work") -> Tensor:
         """Return the cell of each element, uint8, in the first of `work.cells`."""
         width = 2 * self.reach / CELLS
-        offset = torch.full((), _MIDDLE, dtype=torch.float32, device=x.device)
+        offset = torch.full((), MIDDLE, dtype=torch.float32, device=x.device)
         inside = work.inside[: len(x)]
         if x.dtype == inside.dtype:
             # The half cell keeps the upper end in the last cell.
@@ -148,28 +171,44 @@ class LevelCode:
             torch.mul(grad[part], levels, out=out[part])
 
     def decode(self, packed: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slab after slab of levels.
-
-        Args:
-            packed: What `encode` returned.
-            count: n.
-            dtype: Of the levels; a floating type.
-
-        Yields:
-            The slab and its levels, which are overwritten in the next turn.
-        """
-        held = 8 // self.bits
-        codes = split_codes(torch.arange(256, device="cpu").to(packed.device, torch.uint8), self.bits)
-        rows = self.levels.to(dtype)[codes.to(torch.int64)].view(256, held)
-        whole = _WHOLE_ROWS.get(rows[0].numel() * rows.element_size())
-        table = rows if whole is None else rows.view(whole).view(256)
-        work = table.new_empty(0)
-        for part, place in code_slabs(count, self.bits, packed.device):
-            index = packed[place].to(torch.int32)
-            if len(work) < len(index):
-                work = table.new_empty((len(index), *table.shape[1:]))
-            torch.index_select(table, 0, index, out=work[: len(index)])
-            yield part, work.view(-1).view(dtype)[: part.stop - part.start]
+        """Yield slab after slab of levels, as the function `decode` does."""
+        return decode(packed, self.levels, self.bits, count, dtype)
 
 
-__all__ = ["CELLS", "LevelCode"]
+def decode(packed: Tensor, levels: Tensor, bits: int, count: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slab after slab of levels.
+
+    Args:
+        packed: What `LevelCode.encode` returned.
+        levels: Floating [2 ** bits].
+        bits: As there.
+        count: n.
+        dtype: Of what is yielded; a floating type.
+
+    Yields:
+        The slab and its levels, which are overwritten in the next turn.
+    """
+    held = 8 // bits
+    codes = split_codes(torch.arange(256, device="cpu").to(packed.device, torch.uint8), bits)
+    rows = levels.to(dtype)[codes.to(torch.int64)].view(256, held)
+    whole = _WHOLE_ROWS.get(rows[0].numel() * rows.element_size())
+    table = rows if whole is None else rows.view(whole).view(256)
+    work = table.new_empty(0)
+    for part, place in code_slabs(count, bits, packed.device):
+        index = packed[place].to(torch.int32)
+        if len(work) < len(index):
+            work = table.new_empty((len(index), *table.shape[1:]))
+        torch.index_select(table, 0, index, out=work[: len(index)])
+        yield part, work.view(-1).view(dtype)[: part.stop - part.start]
+
+
+def decode_into(packed: Tensor, levels: Tensor, bits: int, out: Tensor) -> None:
+    """Write the levels into `out`, floating [n], contiguous; other arguments are those of `decode`."""
+    if native.serves(out):
+        native.decode(packed, levels.float(), bits, out)
+        return
+    for part, found in decode(packed, levels, bits, out.numel(), out.dtype):
+        out[part] = found
+
+
+__all__ = ["CELLS", "MIDDLE", "LevelCode", "decode", "decode_into"]

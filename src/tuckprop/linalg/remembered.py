@@ -5,7 +5,7 @@ mode is mixed with what the basis in use knows of earlier ones, U diag(s) U^T wi
 vector, and the axes of the sum are taken. How many is decided on this tensor alone, whose energy they have to keep.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,13 +28,17 @@ class Remembered:
     Attributes:
         basis: Orthonormal columns [n, k].
         shares: Share of the energy along each, [k], of this tensor and earlier ones.
+        needed: How many of the first columns keep what this tensor was asked to keep; more are room for later ones.
     """
 
     basis: Tensor
     shares: Tensor
+    needed: int
 
 
-def remembering(x: Tensor, mode: int, epsilon: float, energy: float, before: Remembered | None) -> Remembered | None:
+def remembering(
+    x: Tensor, mode: int, epsilon: float, energy: float, before: Remembered | None, room: float = 0.0
+) -> Remembered | None:
     """Return a basis from the whole Gram matrix of the mode.
 
     Args:
@@ -43,15 +47,16 @@ def remembering(x: Tensor, mode: int, epsilon: float, energy: float, before: Rem
         epsilon: Share of the energy of `x` to keep, in (0, 1).
         energy: Sum of squares of `x`, positive.
         before: What was known, or None.
+        room: Columns beyond those, until this share of what they lose is kept too, in [0, 1).
 
     Returns:
         A basis that keeps `epsilon`; None where rounding stands in the way.
     """
-    return _leading(mode_gram(x, mode), epsilon, energy, before)
+    return _leading(mode_gram(x, mode), epsilon, energy, before, room)
 
 
 def remembering_within(
-    x: Tensor, mode: int, epsilon: float, energy: float, before: Remembered | None
+    x: Tensor, mode: int, epsilon: float, energy: float, before: Remembered | None, room: float = 0.0
 ) -> Remembered | None:
     """Return a basis found by block subspace iteration, for modes whose whole Gram matrix would cost too much.
 
@@ -70,12 +75,12 @@ def remembering_within(
         block = torch.cat([before.basis.to(x), block], 1)
     for _ in range(1 if before is not None else 2):
         block = iterate(x, block, mode)
-    within = None if before is None else Remembered(block.T @ before.basis.to(x), before.shares)
-    found = _leading(mode_gram(mode_product(x, block, mode), mode), epsilon, energy, within)
-    return None if found is None else Remembered((block @ found.basis).contiguous(), found.shares)
+    within = None if before is None else replace(before, basis=block.T @ before.basis.to(x))
+    found = _leading(mode_gram(mode_product(x, block, mode), mode), epsilon, energy, within, room)
+    return None if found is None else replace(found, basis=(block @ found.basis).contiguous())
 
 
-def _leading(gram: Tensor, epsilon: float, energy: float, before: Remembered | None) -> Remembered | None:
+def _leading(gram: Tensor, epsilon: float, energy: float, before: Remembered | None, room: float) -> Remembered | None:
     own = gram / energy
     mixed, total = own, 1.0
     if before is not None:
@@ -84,9 +89,10 @@ def _leading(gram: Tensor, epsilon: float, energy: float, before: Remembered | N
     energies, vectors = eigh(mixed)
     energies, vectors = energies.flip(0), vectors.flip(1)
     kept = (vectors * (own @ vectors)).sum(0).clamp_min(0).cumsum(0)
-    rank = int((kept < epsilon).sum()) + 1
-    if rank > len(kept):
+    needed = int((kept < epsilon).sum()) + 1
+    if needed > len(kept):
         return None
+    rank = needed if not room else min(len(kept), int((kept < 1 - (1 - epsilon) * (1 - room)).sum()) + 1)
     # A clone: one column of a column-major matrix counts as contiguous, and would keep the matrix alive.
     leading = vectors[:, :rank].clone(memory_format=torch.contiguous_format)
-    return Remembered(leading, energies[:rank].clamp_min(0) / total)
+    return Remembered(leading, energies[:rank].clamp_min(0) / total, needed)

@@ -1,11 +1,17 @@
 """A standardised tensor that is not formed: what a norm's bases are to be applied to, read straight off its input."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import gcd
 
+import torch
 from torch import Size, Tensor
 
+from tuckprop.linalg.layout import memory_order
 from tuckprop.linalg.modes import mode_product
+
+# Elements that are formed at a time: they stay in a processor's cache.
+_PART = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,28 @@ class Standardised:
     def dense(self) -> Tensor:
         """Form the tensor."""
         return (self.x - self.shift).mul_(self.scale)
+
+    def parts(self, multiple: int) -> Iterator[Tensor]:
+        """Yield the elements in the order of memory, flat, part after part, in one small buffer.
+
+        Args:
+            multiple: Every part but the last has a multiple of so many elements.
+
+        Yields:
+            A part, which is overwritten in the next turn. `x` is dense.
+        """
+        order = memory_order(self.x)
+        x, shift, scale = (t.permute(order) for t in (self.x, self.shift, self.scale))
+        inner = x[0].numel()
+        whole = multiple // gcd(multiple, inner)
+        rows = min(len(x), max(1, _PART // (inner * whole)) * whole)
+        buffer = x.new_empty((rows, *x.shape[1:]))
+        for start in range(0, len(x), rows):
+            place = slice(start, min(start + rows, len(x)))
+            part = buffer[: place.stop - place.start]
+            torch.sub(x[place], shift[place] if len(shift) > 1 else shift, out=part)
+            part.mul_(scale[place] if len(scale) > 1 else scale)
+            yield part.view(-1)
 
     def permute(self, order: Sequence[int]) -> "Standardised":
         """Return the tensor with its axes in this order."""

@@ -18,7 +18,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "clamp_below": (c_void_p, c_void_p, c_void_p, c_int64, c_float, c_float),
     "clamp_both": (c_void_p, c_void_p, c_void_p, c_int64, c_float, c_float),
     "gate": (c_void_p, c_void_p, c_void_p, c_int64),
-    "encode": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_float, c_float, c_float),
+    "encode": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_float, c_float, c_float, c_void_p),
+    "decode": (c_void_p, c_void_p, c_int64, c_void_p, c_int),
     "scale": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int),
     "max_pool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
     "max_unpool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
@@ -31,6 +32,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "depthwise_weight": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
 }
 
+# Those that return a number.
+_RETURNING = {"encode"}
+
 # Elements of the widest vector that a kernel works with.
 _LANES = 16
 
@@ -41,7 +45,7 @@ MOST_TAPS = 121
 @lru_cache(maxsize=8)
 def _kernel(name: str) -> Any:
     function = getattr(library(), name)
-    function.argtypes, function.restype = _SIGNATURES[name], None
+    function.argtypes, function.restype = _SIGNATURES[name], c_double if name in _RETURNING else None
     return function
 
 
@@ -79,23 +83,41 @@ def gate(grad: Tensor, bits: Tensor, out: Tensor) -> None:
     _kernel("gate")(grad.data_ptr(), out.data_ptr(), bits.data_ptr(), grad.numel())
 
 
-def encode(x: Tensor, codes: Tensor, bits: int, reach: float, offset: float) -> Tensor:
-    """Return `codes` at the cell of each element, packed; 256 cells cut -reach..reach, and go on beyond.
+def encode(
+    x: Tensor, out: Tensor, codes: Tensor, bits: int, reach: float, offset: float, levels: Tensor | None = None
+) -> float:
+    """Write `codes` at the cell of each element, packed, into `out`; 256 cells cut -reach..reach, and go on beyond.
 
     Args:
         x: float32 [n], contiguous.
+        out: uint8 [ceil(n * bits / 8)]; the first of the codes in a byte in its lowest bits.
         codes: uint8 [256], below 2 ** bits.
         bits: 1, 2, 4 or 8.
         reach: As said.
         offset: Cell of 0, with the place in it.
+        levels: float32 [2 ** bits], or None.
 
     Returns:
-        uint8 [ceil(n * bits / 8)], the first of the codes in a byte in its lowest bits.
+        The sum of squares of `x - levels[code]`; 0 without levels.
     """
-    packed = torch.empty(-(-x.numel() * bits // 8), dtype=torch.uint8, device="cpu")
     scale = len(codes) / (2 * reach)
-    _kernel("encode")(x.data_ptr(), packed.data_ptr(), x.numel(), codes.data_ptr(), bits, reach, scale, offset)
-    return packed
+    values = None if levels is None else levels.data_ptr()
+    lost: float = _kernel("encode")(
+        x.data_ptr(), out.data_ptr(), x.numel(), codes.data_ptr(), bits, reach, scale, offset, values
+    )
+    return lost
+
+
+def decode(packed: Tensor, levels: Tensor, bits: int, out: Tensor) -> None:
+    """Write the level of each code into `out`.
+
+    Args:
+        packed: From `encode`.
+        levels: float32 [2 ** bits].
+        bits: As there.
+        out: float32 [n], contiguous.
+    """
+    _kernel("decode")(packed.data_ptr(), out.data_ptr(), out.numel(), levels.data_ptr(), bits)
 
 
 def scale(grad: Tensor, packed: Tensor, levels: Tensor, bits: int, out: Tensor) -> None:
@@ -245,6 +267,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "clamp",
+    "decode",
     "depthwise",
     "depthwise_input",
     "depthwise_weight",

@@ -69,10 +69,12 @@ static inline __attribute__((always_inline)) void pack(const uint8_t *cells, con
   }
 }
 
-static void encode_part(const float *x, uint8_t *packed, Size count, const uint8_t *codes, int bits, float reach,
-                        float scale, float offset) {
+/* `pack`s the codes of the elements and returns the sum of squares of what their cells' values differ from them by. */
+static double encode_part(const float *x, uint8_t *packed, Size count, const uint8_t *codes, int bits, float reach,
+                          float scale, float offset, const float *values) {
   const int held = 8 / bits;
   const float last = reach - 0.5f / scale;
+  double lost = 0;
   for (; count > 0; count -= BLOCK, x += BLOCK, packed += BLOCK / held) {
     const int now = (int)least(count, BLOCK);
     uint8_t cells[BLOCK] = {0};
@@ -86,15 +88,33 @@ static void encode_part(const float *x, uint8_t *packed, Size count, const uint8
     else if (bits == 1) pack(cells, codes, packed, bytes, 1);
     else pack(cells, codes, packed, bytes, 8);
     if (now % held) packed[bytes - 1] &= (uint8_t)((1 << now % held * bits) - 1);
+    if (!values) continue;
+    float squares[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= now; i += LANES)
+#pragma GCC ivdep
+      for (int j = 0; j < LANES; j++) {
+        const float far = x[i + j] - values[cells[i + j]];
+        squares[j] += far * far;
+      }
+    for (; i < now; i++) squares[0] += (x[i] - values[cells[i]]) * (x[i] - values[cells[i]]);
+    for (int j = 0; j < LANES; j++) lost += squares[j];
   }
+  return lost;
 }
 
-/* packed = codes[cell of x], `bits` bits each, the first in the lowest; the cells cut -reach..reach into 256. */
-void encode(const float *x, uint8_t *packed, Size count, const uint8_t *codes, int bits, float reach, float scale,
-            float offset) {
-#pragma omp parallel for schedule(static) if (count > 2 * ELEMENTS)
+/* packed = codes[cell of x], `bits` bits each, the first in the lowest; the cells cut -reach..reach into 256. Returns the
+ * sum of squares of x - levels[code], or 0 where levels is NULL. */
+double encode(const float *x, uint8_t *packed, Size count, const uint8_t *codes, int bits, float reach, float scale,
+              float offset, const float *levels) {
+  float values[UINT8_MAX + 1];
+  double lost = 0;
+  for (int i = 0; levels && i <= UINT8_MAX; i++) values[i] = levels[codes[i]];
+#pragma omp parallel for schedule(static) reduction(+ : lost) if (count > 2 * ELEMENTS)
   for (Size start = 0; start < count; start += ELEMENTS)
-    encode_part(x + start, packed + start * bits / 8, least(count - start, ELEMENTS), codes, bits, reach, scale, offset);
+    lost += encode_part(x + start, packed + start * bits / 8, least(count - start, ELEMENTS), codes, bits, reach, scale,
+                        offset, levels ? values : NULL);
+  return lost;
 }
 
 /* The codes of a block, a byte each. The number of bits is a constant for the compiler to unroll by. */
@@ -114,6 +134,41 @@ static void scale_part(const float *grad, float *out, const uint8_t *packed, Siz
 #pragma GCC ivdep
     for (Size k = 0; k < now; k++) out[k] = grad[k] * levels[codes[k]];
   }
+}
+
+/* A row of levels for each value that a byte may have, of all the codes in it. */
+typedef struct {
+  float levels[(UINT8_MAX + 1) * 8];
+} Rows;
+
+static void fill_rows(Rows *rows, const float *levels, int bits) {
+  const int held = 8 / bits;
+  for (int byte = 0; byte <= UINT8_MAX; byte++)
+    for (int j = 0; j < held; j++) rows->levels[byte * held + j] = levels[byte >> j * bits & ((1 << bits) - 1)];
+}
+
+static inline __attribute__((always_inline)) void spell(float *out, const uint8_t *packed, Size bytes, const Rows *rows,
+                                                        const int held) {
+  for (Size i = 0; i < bytes; i++) memcpy(out + held * i, rows->levels + held * packed[i], held * sizeof(float));
+}
+
+static void decode_part(float *out, const uint8_t *packed, Size count, const Rows *rows, int bits) {
+  const int held = 8 / bits;
+  const Size whole = count / held;
+  if (bits == 1) spell(out, packed, whole, rows, 8);
+  else if (bits == 2) spell(out, packed, whole, rows, 4);
+  else if (bits == 4) spell(out, packed, whole, rows, 2);
+  else spell(out, packed, whole, rows, 1);
+  memcpy(out + held * whole, rows->levels + (count % held ? held * packed[whole] : 0), count % held * sizeof(float));
+}
+
+/* out = levels[code]. */
+void decode(const uint8_t *packed, float *out, Size count, const float *levels, int bits) {
+  Rows rows;
+  fill_rows(&rows, levels, bits);
+#pragma omp parallel for schedule(static) if (count > 2 * ELEMENTS)
+  for (Size start = 0; start < count; start += ELEMENTS)
+    decode_part(out + start, packed + start * bits / 8, least(count - start, ELEMENTS), &rows, bits);
 }
 
 /* out = grad * levels[code]. */

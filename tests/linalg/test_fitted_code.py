@@ -1,0 +1,94 @@
+"""Codes fitted to values: as good as the best known quantisers, and honest about what they lose."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tuckprop import native
+from tuckprop.linalg.fitted_code import FittedCode, fit
+from tuckprop.linalg.levelcode import decode_into
+from tuckprop.linalg.standardised import Standardised
+
+
+def values(kind: str, count: int, seed: int, scale: float = 1.0) -> Tensor:
+    x = torch.randn(count, generator=torch.Generator().manual_seed(seed))
+    return scale * {"normal": x, "rectified": x.relu(), "shifted": x + 5, "heavy": x**3, "constant": 0 * x + 2}[kind]
+
+
+def energy(x: Tensor) -> float:
+    return float(x.double().square().sum())
+
+
+def decoded(code: FittedCode, packed: Tensor, levels: Tensor, like: Tensor) -> Tensor:
+    y = torch.empty_like(like)
+    decode_into(packed, levels, code.bits, y.view(-1))
+    return y
+
+
+# Max, "Quantizing for minimum distortion", IRE Transactions on Information Theory 1960, table I: 2, 4 and 16 levels.
+@pytest.mark.parametrize(("bits", "distortion"), [(1, 0.3634), (2, 0.1175), (4, 0.009497)])
+def test_normal_values_lose_what_the_best_quantiser_does(bits: int, distortion: float) -> None:
+    x = values("normal", 1 << 20, 0)
+    _, _, lost = fit(x, energy(x), bits).encode(x, energy(x))
+    assert lost == pytest.approx(distortion, rel=0.02)
+
+
+@given(
+    kind=st.sampled_from(["normal", "rectified", "shifted", "heavy", "constant"]),
+    bits=st.sampled_from([1, 2, 4, 8]),
+    count=st.integers(1, 3000),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    compiled=st.booleans(),
+)
+def test_what_is_said_to_be_lost_is_lost(kind: str, bits: int, count: int, scale: float, compiled: bool) -> None:
+    x = values(kind, count, 1, scale)
+    total = energy(x)
+    if not total:
+        return
+    code = fit(x, total, bits)
+    other = values(kind, count, 2, 3 * scale)
+    for tensor in (x, other):
+        if not (total := energy(tensor)):
+            continue
+        with pytest.MonkeyPatch.context() as patch:
+            if not compiled:
+                patch.setattr(native, "serves", lambda _: False)
+            packed, levels, lost = code.encode(tensor, total)
+            restored = decoded(code, packed, levels, tensor)
+        assert packed.numel() == -(-count * bits // 8)
+        assert lost == pytest.approx(energy(tensor - restored) / total, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "near"), [(2, 0.2), (4, 0.02), (8, 0.02)])
+def test_a_rectifiers_zeros_stay_near_zero(bits: int, near: float) -> None:
+    x = values("rectified", 100_000, 0)
+    code = fit(x, energy(x), bits)
+    packed, levels, _ = code.encode(x, energy(x))
+    restored = decoded(code, packed, levels, x)
+    assert float(restored[x == 0].abs().max()) < near
+    # Levels are means of what they stand for, so that sums are kept.
+    assert float(restored.mean()) == pytest.approx(float(x.mean()), rel=0.01)
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    layout=st.sampled_from(["contiguous", "reversed"]),
+    part=st.sampled_from([8, 64, 1 << 18]),
+    seed=st.integers(0, 99),
+)
+def test_the_parts_of_a_standardised_tensor_are_the_whole(shape: list[int], layout: str, part: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator)
+    if layout == "reversed":
+        x = x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+    ones = [1] * len(shape)
+    ones[1] = shape[1]
+    source = Standardised(x, torch.randn(ones, generator=generator), torch.rand(ones, generator=generator), x.sum())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tuckprop.linalg.standardised._PART", part)
+        parts = [p.clone() for p in source.parts(8)]
+    assert all(p.numel() % 8 == 0 for p in parts[:-1])
+    expected = source.dense()
+    assert torch.equal(torch.cat(parts), expected.as_strided((x.numel(),), (1,)))
