@@ -138,13 +138,13 @@ def _within(
         raise ConfigError(
             f"plan(budget=...): {budget} bytes are too few; this model on this batch holds at least {least}"
         )
-    # The most that was found to fit, or else the least.
-    best, best_held = decided, 0
+    # The most that was found to fit.
+    best, best_held = _with_options(decided, smallest), 0
     # Sites that share a tensor hold it once, so what the sum says is corrected by what is measured.
     for _ in range(4):
         chosen = _with_options(decided, allocate(tables, budget - rest))
         held = sum(_held_converted(model, example, chosen).values())
-        if not best_held or (best_held < held <= budget) or held < best_held > budget:
+        if best_held < held <= budget:
             best, best_held = chosen, held
         if 0.95 * budget <= held <= budget:
             break

@@ -65,6 +65,20 @@ def test_bases_that_became_too_rich_are_cut() -> None:
     assert poor.nbytes < rich.nbytes / 2
 
 
+def test_bases_that_miss_are_given_room_and_those_that_are_needless_are_not() -> None:
+    tracker = Subspace(0.9, slack=0.0).tracker()
+    pack(tracker, decaying(SHAPE, seed=0, decay=0.7))
+    (first,) = tracker.bases.values()
+    assert (first.misses, first.expected) == (0, first.lost)
+    pack(tracker, decaying(SHAPE, seed=1, decay=0.7))
+    (second,) = tracker.bases.values()
+    assert second.misses == 1
+    assert second.expected < first.expected
+    pack(tracker, decaying(SHAPE, seed=1, decay=0.1))
+    (third,) = tracker.bases.values()
+    assert third.misses == 0
+
+
 def test_the_horizon_ends_the_use_of_bases() -> None:
     tracker = Subspace(0.9, horizon=3).tracker()
     for _ in range(7):

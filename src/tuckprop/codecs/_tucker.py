@@ -68,9 +68,14 @@ class TuckerPacked(Packed):
 
     def paper_count(self) -> int:
         """Return `prod k_j + sum n_j k_j` over the axes that the paper factors (Nguyen et al., NeurIPS 2024)."""
-        counted = [(n, k) for n, k in zip(self.shape, self.ranks, strict=True) if k > 0]
-        whole = prod(n for n, k in zip(self.shape, self.ranks, strict=True) if k == 0)
-        return whole * prod(k for _, k in counted) + sum(n * k for n, k in counted)
+        return counted(self.shape, self.ranks)
+
+
+def counted(shape: Sequence[int], ranks: Sequence[int]) -> int:
+    """Return the paper's count of a core and factors; a rank of 0 stands for no factor."""
+    factored = [(n, k) for n, k in zip(shape, ranks, strict=True) if k > 0]
+    whole = prod(n for n, k in zip(shape, ranks, strict=True) if k == 0)
+    return whole * prod(k for _, k in factored) + sum(n * k for n, k in factored)
 
 
 def in_memory_order(x: Tensor, dtype: torch.dtype, factor: Callable[[Tensor, tuple[int, ...]], Parts]) -> TuckerPacked:

@@ -1,6 +1,6 @@
 """Tracked subspaces: project on the bases of earlier steps, decompose again only when they miss too much energy.
 
-Where spectra are so flat that a core and factors take more bytes than two bits an element, say, the activation is kept
+Where spectra are so flat that a core and factors take far more bytes than a few bits an element, the activation is kept
 as few-bit numbers of levels (`tuckprop.linalg.fitted_code`), and no basis is tracked.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
 from tuckprop.codecs._coded import CodedPacked
-from tuckprop.codecs._tucker import Parts, TuckerPacked, in_memory_order, in_order
+from tuckprop.codecs._tucker import Parts, TuckerPacked, counted, in_memory_order, in_order
 from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
@@ -36,11 +36,11 @@ _SMALL = 256
 # A factor of the batch that leaves more than this share of the core's bytes is not worth its decomposition.
 _WORTH = 0.85
 
-# After so many misses in a row, the axis with the largest basis is left whole until the horizon: where samples are few
+# After so many misses, the axis with the largest basis is left whole until the horizon: where samples are few
 # beside its size, as in late layers, a basis fits its own batch and no other.
 _PATIENCE = 4
 
-# With each miss in a row, bases get room: columns for this share more of what they lose.
+# With each miss, bases get room: columns for this share more of what they lose.
 _ROOM = 0.5
 
 # Bases that lose less than this share of what they lost when they were new are larger than they need be.
@@ -52,6 +52,10 @@ _WIDE = 256
 
 # Smaller activations are not worth a histogram.
 _LEAST_CODED = 1 << 14
+
+# Of the bytes of core and factors, so many are worth giving up for what factors save in the product with a gradient:
+# time. A norm has no such product.
+_FACTORS_SERVE = 1 / 3
 
 # An activation's sizes without the batch: bases of images of different sizes are kept apart.
 _Key = tuple[int, ...]
@@ -68,12 +72,13 @@ class Bases:
         lost: Share of the energy that was lost when the bases were computed, but for the room they have.
         expected: The same with that room.
         age: Activations packed with them since.
-        misses: How often in a row bases did not serve one activation beyond that they were computed from.
+        misses: How often bases lost more than they may: raised where they served no activation beyond that they were
+            computed from, lowered where they were replaced for another reason.
         whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
         batch_pays: Whether a factor of the batch saved enough bytes when the bases were new.
         batch_rank: The rank of that factor then; 0 for none.
         code: Keeps activations instead of the bases, where that takes fewer bytes; `lost` is then its loss.
-        counted: Elements that the paper counts for the bases that it stands for.
+        code_ranks: Ranks of the bases that it stands for, of every axis, for the paper's count.
         measured: What the last activation packed with them lost, where that is read a step later: the share of the
             energy lost to the bases, and the share of the rest lost to a factor of the batch.
     """
@@ -89,7 +94,7 @@ class Bases:
     batch_pays: bool = True
     batch_rank: int = 0
     code: FittedCode | None = None
-    counted: int = 0
+    code_ranks: tuple[int, ...] = ()
     measured: Lagged | None = None
 
 
@@ -102,7 +107,7 @@ class SubspaceTracker:
         slack: Bases are used while the lost share of energy is at most `1 + slack` times that at their computation.
         horizon: Bases are computed anew after this many uses, so that ranks can fall again.
         bases: By activation size.
-        refreshes: How often bases were computed.
+        refreshes: How often bases were computed, or levels fitted anew.
         uses: How often an activation was packed.
     """
 
@@ -123,7 +128,7 @@ class SubspaceTracker:
         return self._smaller(form, x)
 
     def compress_standardised(self, source: Standardised) -> Packed:
-        """Return the form of `source.dense()`, which is formed only where bases are computed anew.
+        """Return the form of `source.dense()`, which is formed only where bases or levels are computed anew.
 
         What is left whole is kept as `source.x`.
         """
@@ -131,10 +136,12 @@ class SubspaceTracker:
             return DensePacked(source.x)
         if (coded := self._encode(source)) is not None:
             return coded
-        if source.x.dtype != working_dtype(source.x.dtype, self.epsilon) or not is_dense(source.x):
-            return self.compress(source.dense())
-        order = memory_order(source.x)
-        form = in_order(self._factor(source.permute(order), order), order, source.x.dtype)
+        dtype = working_dtype(source.x.dtype, self.epsilon)
+        if source.x.dtype != dtype or not is_dense(source.x):
+            form = in_memory_order(source.dense(), dtype, self._factor)
+        else:
+            order = memory_order(source.x)
+            form = in_order(self._factor(source.permute(order), order), order, source.x.dtype)
         return self._smaller(form, source)
 
     def _encode(self, x: Tensor | Standardised) -> Packed | None:
@@ -145,10 +152,11 @@ class SubspaceTracker:
             return None
         energy = float(x.energy if isinstance(x, Standardised) else _energy(flat(x)))
         check_energy(energy, like)
-        if not energy:
-            return None
+        if not energy > 0:
+            zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)
+            return _coded(like, zeros, torch.zeros(1 << known.code.bits), known)
         codes, levels, lost = known.code.encode(x, energy)
-        if lost > (1 + self.slack) * known.lost:
+        if lost > (1 + self.slack) * max(known.lost, self._least):
             # The values are spread otherwise than they were.
             dense = x.dense() if isinstance(x, Standardised) else x
             code = fit(dense, energy, known.code.bits)
@@ -162,27 +170,28 @@ class SubspaceTracker:
         return _coded(like, codes, levels, known)
 
     def _smaller(self, form: TuckerPacked, x: Tensor | Standardised) -> Packed:
-        """Return `form`, or codes of `x` where those take fewer bytes and lose no more than `1 - epsilon`.
+        """Return `form`, or codes of `x` where those take far fewer bytes and lose no more than `1 - epsilon`.
 
         That is decided when the bases are new, and holds for as long as they serve.
         """
         key = tuple(x.shape[1:])
         known, like = self.bases[key], x.x if isinstance(x, Standardised) else x
-        if known.age != 1 or not _codable(like):
+        if known.age != 1 or like.numel() < _LEAST_CODED or not _codable(like):
             return form
+        most = min(form.nbytes * (1.0 if isinstance(x, Standardised) else _FACTORS_SERVE), like.nbytes)
         dense, energy = None, 0.0
         for bits in CODE_BITS:
-            if packed_bytes(like.numel(), bits) + 4 * (1 << bits) >= min(form.nbytes, like.nbytes):
+            if packed_bytes(like.numel(), bits) + 4 * (1 << bits) >= most:
                 break
             if dense is None:
                 dense = x.dense() if isinstance(x, Standardised) else x
                 energy = float(_energy(flat(dense)))
-            if not energy:
+            if not energy > 0:
                 break
             code = fit(dense, energy, bits)
             codes, levels, lost = code.encode(dense, energy)
             if lost <= 1 - self.epsilon:
-                known = replace(known, factors={}, shares={}, code=code, lost=lost, counted=form.paper_count())
+                known = replace(known, factors={}, shares={}, code=code, lost=lost, code_ranks=form.ranks)
                 self.bases[key] = known
                 return _coded(like, codes, levels, known)
         return form
@@ -228,6 +237,7 @@ class SubspaceTracker:
             self.bases[tuple(entry["size"])] = Bases(
                 **rest
                 | {"whole": frozenset(entry["whole"]), "code": code}
+                | {"code_ranks": tuple(entry.get("code_ranks", ()))}
                 | {"measured": None if measured is None else Lagged(torch.tensor(measured, dtype=torch.float64))}
             )
         self.refreshes, self.uses = state["refreshes"], state["uses"]
@@ -242,16 +252,21 @@ class SubspaceTracker:
         mode, sizes = order.index(0), y.shape
         key = tuple(sizes[order.index(axis)] for axis in range(1, len(order)))
         known = self.bases.get(key)
-        core = None
+        core, missed = None, False
         usable = known is not None and known.code is None and known.age < self.horizon
-        if known is not None and usable and not (lagging and self._missed(known, like.device)):
+        if lagging and known is not None and usable:
+            usable, missed = self._served(known, like.device)
+        if known is not None and usable:
             core = project(y, {order.index(axis): basis.to(like) for axis, basis in known.factors.items()})
-            if not lagging and energy and not self._fits(1 - float(_energy(core)) / float(energy), known):
-                core = None
+            if not lagging and energy:
+                lost = 1 - float(_energy(core)) / float(energy)
+                missed = self._misses(lost, known)
+                core = core if self._fits(lost, known) else None
         if known is None or core is None:
             if lagging:
                 check_energy(float(energy), like)
-            known, core = self._refresh(y.dense() if isinstance(y, Standardised) else y, order, float(energy), known)
+            dense = y.dense() if isinstance(y, Standardised) else y
+            known, core = self._refresh(dense, order, float(energy), known, missed)
         factors = {order.index(axis): basis.to(core) for axis, basis in known.factors.items()}
         tracked, batch = core, dict[int, Tensor]()
         if known.batch_pays:
@@ -270,25 +285,33 @@ class SubspaceTracker:
         rank = core.shape[mode] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
 
-    def _missed(self, known: Bases, device: torch.device) -> bool:
-        """Say whether these bases did not serve the activation before this one."""
+    def _served(self, known: Bases, device: torch.device) -> tuple[bool, bool]:
+        """Say whether these bases served the activation before this one, and whether they lost more than they may."""
         if known.measured is None or capturing(device):
-            return False
+            return True, False
         lost, lost_to_batch = known.measured.read()
         if isnan(lost):  # Of an activation that was 0, or not finite: nothing that other bases would have kept.
-            return False
-        return not self._fits(lost, known) or lost_to_batch > (1 + self.slack) * self._batch_share
+            return True, False
+        served = self._fits(lost, known) and lost_to_batch <= (1 + self.slack) * self._batch_share
+        return served, self._misses(lost, known)
 
     @property
     def _batch_share(self) -> float:
         """The share of the core's energy that a factor of the batch may lose: little beside what is lost anyway."""
         return (1 - self.epsilon) / 3
 
+    @property
+    def _least(self) -> float:
+        """Below this share of the energy a change of what is lost is noise."""
+        return 0.05 * (1 - self.epsilon)
+
     def _fits(self, lost: float, known: Bases) -> bool:
         """Say whether bases still do what they did when they were computed, neither worse nor needlessly better."""
-        # Below this share a change is noise.
-        least = 0.05 * (1 - self.epsilon)
-        return lost <= (1 + self.slack) * max(known.lost, least) and max(lost, least) >= _NEEDLESS * known.expected
+        return not self._misses(lost, known) and max(lost, self._least) >= _NEEDLESS * known.expected
+
+    def _misses(self, lost: float, known: Bases) -> bool:
+        """Say whether bases lose more than they may."""
+        return lost > (1 + self.slack) * max(known.lost, self._least)
 
     def _factor_batch(self, core: Tensor, mode: int, elements: int) -> tuple[Tensor, dict[int, Tensor]]:
         """Factor the batch mode of the core, if that pays."""
@@ -310,9 +333,11 @@ class SubspaceTracker:
         basis = find_range(core, mode, rank)
         return mode_product(core, basis, mode), {mode: basis}
 
-    def _refresh(self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None) -> tuple[Bases, Tensor]:
+    def _refresh(
+        self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None, missed: bool
+    ) -> tuple[Bases, Tensor]:
         self.refreshes += 1
-        misses, whole = self._learn(known, y.device)
+        misses, whole = self._learn(known, missed, y.device)
         room = 1 - (1 - _ROOM) ** misses
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
         bases = {mode: self._basis(y, mode, energy, _before(known, order[mode]), room) for mode in modes}
@@ -325,18 +350,20 @@ class SubspaceTracker:
         lost, expected = (max(0.0, 1 - float(_energy(t)) / energy) if energy else 0.0 for t in (needed, core))
         by_axis = {order[mode]: basis for mode, basis in factors.items()}
         shares = {order[mode]: bases[mode].shares for mode in factors}
-        counted = {axis: 0 if axis in whole else ranks[mode] for mode, axis in enumerate(order) if axis != 0}
-        return Bases(by_axis, shares, counted, lost, expected, misses=misses, whole=whole), core
+        by_paper = {axis: 0 if axis in whole else ranks[mode] for mode, axis in enumerate(order) if axis != 0}
+        return Bases(by_axis, shares, by_paper, lost, expected, misses=misses, whole=whole), core
 
-    def _learn(self, known: Bases | None, device: torch.device) -> tuple[int, frozenset[int]]:
-        """Return misses in a row and axes to leave whole, now that these bases have to be replaced."""
+    def _learn(self, known: Bases | None, missed: bool, device: torch.device) -> tuple[int, frozenset[int]]:
+        """Return misses and axes to leave whole, now that these bases are replaced, because they missed or not."""
         if known is None or known.code is not None:
             return 0, frozenset()
         if known.age >= self.horizon:
-            return max(0, min(known.misses, _PATIENCE - 1) - 1), frozenset()
+            return max(0, known.misses - 1), frozenset()
+        if not missed:
+            return max(0, known.misses - 1), known.whole
         # Where a miss is seen a step later, the bases served one activation more, well or not.
         if known.age > (2 if waiting_costs(device) else 1):
-            return max(1, min(known.misses, _PATIENCE - 1)), known.whole
+            return max(1, known.misses), known.whole
         if known.misses + 1 < _PATIENCE or not known.factors:
             return known.misses + 1, known.whole
         return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
@@ -359,12 +386,13 @@ class SubspaceTracker:
 
 def _codable(x: Tensor) -> bool:
     """Say whether a tensor may be kept as codes: the kernels read it as it lies, and the host waits for no device."""
-    return x.numel() >= _LEAST_CODED and x.dtype == torch.float32 and not waiting_costs(x.device) and is_dense(x)
+    return x.dtype == torch.float32 and not waiting_costs(x.device) and is_dense(x)
 
 
 def _coded(x: Tensor, codes: Tensor, levels: Tensor, known: Bases) -> CodedPacked:
     assert known.code is not None
-    return CodedPacked(codes, levels, (tuple(x.shape), x.stride(), x.dtype, known.code.bits, known.counted))
+    ranks = tuple(min(rank, size) for rank, size in zip(known.code_ranks, x.shape, strict=True))
+    return CodedPacked(codes, levels, (tuple(x.shape), x.stride(), x.dtype, known.code.bits, counted(x.shape, ranks)))
 
 
 def _before(known: Bases | None, axis: int) -> Remembered | None:
@@ -392,19 +420,19 @@ class Subspace(Codec):
     Bases are computed as HOSVD computes them, and used for later activations as long as the share of energy that they
     lose is within a factor `1 + slack` of what they lost on the activation they were computed from. The loss is read
     off the core (`|A - A'|^2 = |A|^2 - |S|^2`) before anything is stored, so every stored tensor obeys the bound. Bases
-    that miss one activation after the other are given room, more columns than `epsilon` asks for.
+    that take the place of some that lost too much are given room, more columns than `epsilon` asks for.
     The batch mode is not tracked, as a basis of other samples says nothing about these: where it saves bytes, it is
     factored in the small core of each step, at a share `1 - (1 - epsilon) / 3` of the core's energy.
 
     Activations in single precision on a CPU, of 16,384 elements and more, are kept as numbers of 1, 2, 4 or 8 bits
-    where those take fewer bytes than core and factors, and lose no more than `1 - epsilon` of the energy: the number of
-    the nearest of a few levels, fitted to the activation's own values. What they lose is measured at every step, and
-    the levels are fitted anew where it is more than `1 + slack` times what it was. So it is in networks with flat
-    spectra, such as untrained ones.
+    where those take under a third of the bytes of core and factors (in norms, which multiply nothing with the factors:
+    fewer bytes) and lose no more than `1 - epsilon` of the energy: the number of the nearest of a few levels, fitted to
+    the activation's own values. What they lose is measured at every step, and the levels are fitted anew where it is
+    more than `1 + slack` times what it was. So it is in networks with flat spectra, such as untrained ones.
 
     On a GPU the loss is read at the site's next activation, so that the host never waits: an activation that loses too
-    much is stored as it is, and the next one is decomposed anew. The batch is factored there at the rank it had when
-    the bases were new. While a CUDA graph is captured or replayed nothing is read, and the bases stay.
+    much is stored all the same, and the next one is decomposed anew. The batch is factored there at the rank it had
+    when the bases were new. While a CUDA graph is captured or replayed nothing is read, and the bases stay.
 
     Attributes:
         epsilon: Share of the energy that each mode keeps when bases are computed, in (0, 1].

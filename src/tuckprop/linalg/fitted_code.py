@@ -86,7 +86,7 @@ def fit(x: Tensor, energy: float, bits: int) -> FittedCode:
     reach = min(max(float(sample.abs().amax()), 1.0), _MOST_REACH)
     width = 2 * reach / CELLS
     cells = (sample / width + MIDDLE).to(torch.int64).clamp_(0, CELLS - 1)
-    middles = (torch.arange(CELLS, dtype=torch.float64) + 0.5) * width - reach
+    middles = (torch.arange(CELLS, dtype=torch.float64, device="cpu") + 0.5) * width - reach
     spread = _ELSEWHERE / CELLS
     moments = [
         torch.bincount(cells, sample**power, CELLS) / len(sample) + spread * middles**power for power in range(3)

@@ -86,7 +86,9 @@ class LevelCode:
             )
         if bits == 8:
             by_cell = levels.levels[levels.code].to(device)
-            return cls(bits, levels.reach, None, by_cell, torch.arange(CELLS).to(torch.uint8), by_cell.float())
+            return cls(
+                bits, levels.reach, None, by_cell, torch.arange(CELLS, device="cpu").to(torch.uint8), by_cell.float()
+            )
         pairs = levels.code[None, :] + (levels.code[:, None] << bits)
         found = levels.levels.to(device)
         pairs = pairs.reshape(-1).to(device, torch.uint8)

@@ -40,16 +40,23 @@ class Standardised:
         return (self.x - self.shift).mul_(self.scale)
 
     def parts(self, multiple: int) -> Iterator[Tensor]:
-        """Yield the elements in the order of memory, flat, part after part, in one small buffer.
+        """Yield the elements in the order of memory, flat, part after part: some rows of the slowest axis.
 
         Args:
             multiple: Every part but the last has a multiple of so many elements.
 
         Yields:
-            A part, which is overwritten in the next turn. `x` is dense.
+            A part, in a buffer that is overwritten in the next turn. `x` is dense.
         """
-        order = memory_order(self.x)
-        x, shift, scale = (t.permute(order) for t in (self.x, self.shift, self.scale))
+        order = [axis for axis in memory_order(self.x) if self.x.shape[axis] > 1]
+        if not order:
+            yield self.dense().view(-1)
+            return
+        flat_axes = [axis for axis in range(self.x.dim()) if axis not in order]
+        x, shift, scale = (
+            t.permute(*order, *flat_axes).flatten(len(order) - 1) if flat_axes else t.permute(order)
+            for t in (self.x, self.shift, self.scale)
+        )
         inner = x[0].numel()
         whole = multiple // gcd(multiple, inner)
         rows = min(len(x), max(1, _PART // (inner * whole)) * whole)
