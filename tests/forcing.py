@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import pytest
 from torch import Tensor
 
-from tuckprop.codecs import Packed
-from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.layers import _contraction, _twin
 
 ROUTES = ("factored", "reduced", "dense")
@@ -45,11 +43,8 @@ def forced_route(chosen: str) -> Iterator[None]:
         for name in ROUTES:
             watch(name)
         patch.setattr(_contraction, "factored_cost", lambda *args: 0.0 if chosen == "factored" else float("inf"))
-        patch.setattr(_contraction, "reduced_cost", lambda *args: 1.0)
-        if chosen == "dense":
-            factored = TuckerPacked.partial
-            patch.setattr(TuckerPacked, "dense", lambda packed: factored(packed, ())[0])
-            patch.setattr(TuckerPacked, "partial", Packed.partial)
+        rebuilding = {"reduced": (1.0, 2.0), "dense": (2.0, 1.0), "factored": (1.0, 1.0)}[chosen]
+        patch.setattr(_contraction, "rebuilt_cost", lambda *args, keep: rebuilding[not keep])
         yield
     assert taken, "no weight gradient was computed"
     assert taken[0] == chosen, f"expected the {chosen} route, went {taken}"

@@ -1,4 +1,4 @@
-"""The weight gradient of a convolution from a packed input, by the cheapest of several exact routes.
+"""The weight gradient of a convolution from a packed input, by the cheapest of three exact routes.
 
 Index legend: b batch, c input channels, o output channels, m.. output positions, k.. kernel taps, r ranks; g groups.
 For a transposed convolution the output gradient is the tensor with windows and the weight is [c, o, k..].
@@ -13,14 +13,18 @@ from torch import Tensor
 from tuckprop.codecs import Packed
 from tuckprop.layers import _depthwise, _one_tap
 from tuckprop.layers._geometry import Geometry
-from tuckprop.linalg.layout import memory_order
+from tuckprop.linalg.layout import memory_format, memory_order
 from tuckprop.linalg.modes import mode_product
 
-# One element moved through memory costs as much as this many operations of a large matrix product (measured on two
-# cores: 375 GFLOP/s, 27 GB/s); a convolution's own weight gradient runs at a fraction of that speed.
-_MOVE = 56
-_CONV_SLOWDOWN = 3
-_DEPTHWISE_SLOWDOWN = 24
+# One element moved through memory costs as much as this many operations of a large matrix product: 56 on two cores at
+# 375 GFLOP/s and 27 GB/s, 24 at 150 and 25; a convolution's own weight gradient runs at a third of that speed on the
+# one, at all of it on the other.
+_MOVE = 32
+_CONV_SLOWDOWN = 1.5
+_GROUPED_SLOWDOWN = 8
+
+# Each element that `factored_route` lays out anew is read and written, twice, with strides.
+_LAYOUTS = 8
 
 BATCH, CHANNEL, SPATIAL = 0, 1, 2
 
@@ -47,10 +51,17 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
     operands = Operands(*packed.partial(range(grad.dim())))
     if not operands.factors:
         return dense_route(operands.core, grad, weight, geometry)
-    if factored_cost(operands, grad, weight, geometry) <= reduced_cost(operands, grad, weight, geometry):
+    kept = _reducible(geometry)
+    factored, reduced, dense = (
+        factored_cost(operands, grad, weight, geometry),
+        rebuilt_cost(operands, grad, weight, geometry, keep=kept),
+        rebuilt_cost(operands, grad, weight, geometry, keep=()),
+    )
+    if factored <= min(reduced, dense):
         return factored_route(operands, grad, weight, geometry)
-    core, factors = packed.partial(_reducible(geometry))
-    return reduced_route(Operands(core, factors), grad, weight, geometry)
+    if dense <= reduced:
+        return dense_route(packed.dense(), grad, weight, geometry)
+    return reduced_route(Operands(*packed.partial(kept)), grad, weight, geometry)
 
 
 def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -87,10 +98,19 @@ def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
         grad = _product(grad, factors[BATCH], BATCH)
     if CHANNEL not in factors:
         return dense_route(core, grad, weight, geometry)
+    factor = factors[CHANNEL]
     channel_axis = 0 if geometry.transposed else 1
-    narrow = mode_product(weight.detach(), factors[CHANNEL], channel_axis)  # Right shape; its values are not read.
+    shape = list(weight.shape)
+    shape[channel_axis] = factor.shape[1]
+    # Only its shape and memory format are read.
+    narrow = weight.new_empty(shape).to(memory_format=memory_format(weight))
     gradient = dense_route(core, grad, narrow, geometry)
-    return mode_product(gradient, factors[CHANNEL].T, channel_axis)
+    if geometry.transposed:
+        return mode_product(gradient, factor.T, channel_axis)
+    # All output channels and taps in one product: one an output channel, with as many columns as taps, is far slower.
+    rows = gradient.flatten(2).transpose(1, 2)  # [o, (k..), rank]
+    whole = (rows.reshape(-1, rows.shape[2]) @ factor.T).view(*rows.shape[:2], -1)
+    return whole.transpose(1, 2).reshape(weight.shape)
 
 
 def _spatial_whole(operands: Operands, axis: int, geometry: Geometry) -> bool:
@@ -233,33 +253,39 @@ def factored_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
         return float("inf")  # Never hold more than about one more gradient.
     taps = prod(geometry.kernel)
     channels = core.shape[CHANNEL]
-    cost += 2 * 2 * _MOVE * (left + core.numel()) + 2 * left * channels / geometry.groups
+    cost += _LAYOUTS * _MOVE * (left + core.numel()) + 2 * left * channels / geometry.groups
     return cost + 2 * grad.shape[1] * taps * channels * weight.shape[0 if geometry.transposed else 1]
 
 
-def reduced_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> float:
-    """Return the cost of `reduced_route`, rebuilding included, in the same unit as `factored_cost`."""
+def rebuilt_cost(
+    operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry, *, keep: tuple[int, ...]
+) -> float:
+    """Return the cost of a weight gradient after all factors are multiplied out but those in `keep`.
+
+    That of `reduced_route` with all that can be kept, that of `dense_route` with none; in the unit of `factored_cost`.
+    """
     core, factors = operands
-    keep = _reducible(geometry)
     elements, cost = float(core.numel()), 0.0
-    for axis, factor in factors.items():
+    for axis, factor in sorted(factors.items(), key=lambda item: item[1].shape[0] / item[1].shape[1]):
         if axis not in keep:
             size, rank = factor.shape
             cost += 2 * elements * size + _MOVE * elements * (1 + size / rank)
             elements *= size / rank
     grad_elements = float(grad.numel())
-    if BATCH in factors:
+    if BATCH in factors and BATCH in keep:
         size, rank = factors[BATCH].shape
         cost += 2 * grad_elements * rank + _MOVE * grad_elements * (1 + rank / size)
         grad_elements *= rank / size
     taps = prod(geometry.kernel)
+    inputs = weight.shape[1]  # Of a group; outputs of a group, if transposed.
+    slowdown = _GROUPED_SLOWDOWN if geometry.groups > 1 else _CONV_SLOWDOWN if taps > 1 else 1
+    if CHANNEL in factors and CHANNEL in keep:
+        rank = factors[CHANNEL].shape[1]
+        cost += 2 * weight.numel() * rank + _MOVE * weight.numel()
+        if not geometry.transposed:
+            inputs = rank
     windows = elements if geometry.transposed else grad_elements
-    other = weight.shape[1] if geometry.transposed else core.shape[CHANNEL] / geometry.groups
-    if CHANNEL in factors and CHANNEL not in keep:
-        other = weight.shape[1]
-    slowdown = _DEPTHWISE_SLOWDOWN if geometry.groups > 1 else _CONV_SLOWDOWN
-    cost += slowdown * 2 * windows * taps * other + 2 * _MOVE * (elements + grad_elements)
-    return cost
+    return cost + slowdown * 2 * windows * taps * inputs + 2 * _MOVE * (elements + grad_elements)
 
 
 __all__ = ["Operands", "dense_route", "factored_route", "reduced_route", "weight_gradient"]

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tuckprop.linalg.eigen import eigh, eigh_batched
 from tuckprop.linalg.lagged import waiting_costs
-from tuckprop.linalg.modes import mode_gram
+from tuckprop.linalg.low_rank import low_rank_eigh
+from tuckprop.linalg.modes import gram_of_rows, mode_gram
 from tuckprop.linalg.ranks import explained_variance_rank
+
+# Up to this threshold a millionth of the energy decides nothing.
+_FAR_FROM_ONE = 0.999
 
 
 class NotFactorableError(Exception):
@@ -22,9 +26,10 @@ class Spectrum:
     """The left singular vectors of one unfolding and their energies, leading first.
 
     Attributes:
-        energies: Squared singular values, descending, shape [m], m = min(n, p) for an unfolding [n, p].
+        energies: Squared singular values, descending, shape [m], m = min(n, p) for an unfolding [n, p]. Fewer where the
+            others have a millionth of the energy together and the threshold is far from one.
         rank: How many vectors reach the threshold that was asked for; a scalar int64 tensor.
-        vectors: Eigenvectors of the smaller Gram matrix, as columns, the leading one last, shape [m, m].
+        vectors: Eigenvectors of the smaller Gram matrix, as columns, the leading one last, shape [min(n, p), m].
         tall: The unfolding, where it is taller than wide and `vectors` are its right singular vectors; else None.
     """
 
@@ -106,13 +111,15 @@ def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor
         rest = prod(x.shape) // size
         long = tall[mode] = None if size <= rest else x.movedim(mode, 0).reshape(size, rest)
         if long is not None:
-            grams.append(long.T @ long)
+            grams.append(gram_of_rows(long.T))
         else:
             grams.append(known[mode] if mode in known else mode_gram(x, mode))
     if grams:
         check_energy(float(grams[0].trace()), x)
     found: dict[int, Spectrum] = {}
-    for (mode, epsilon), (ascending, vectors) in zip(epsilons.items(), eigh_each(grams), strict=True):
+    for (mode, epsilon), (ascending, vectors) in zip(
+        epsilons.items(), _decomposed(grams, list(epsilons.values())), strict=True
+    ):
         energies = ascending.flip(0)
         if epsilon >= 1:
             rank = torch.full((), len(energies), device=x.device)
@@ -122,40 +129,15 @@ def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor
     return found
 
 
-def eigh_each(grams: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return `eigh` of every Gram matrix: one after the other on a CPU, elsewhere all in one batch."""
+def _decomposed(grams: Sequence[Tensor], epsilons: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    """Return eigenvalues, ascending, and eigenvectors of every Gram matrix: elsewhere than on a CPU all in one batch.
+
+    Those of almost no energy may be missing where the threshold is far from one.
+    """
     if len(grams) > 1 and waiting_costs(grams[0].device):
         return eigh_batched(grams)
-    return [eigh(gram) for gram in grams]
-
-
-def eigh_batched(grams: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return `eigh` of every Gram matrix, of different sizes, by one call.
-
-    Each is padded to the size of the largest by a block of -1 on its diagonal. No energy is below 0 but for rounding,
-    to which 1 is large after the scale is taken out, so that the padding's eigenvalues come first and are cut off.
-    """
-    largest = max(len(gram) for gram in grams)
-    scales = [gram.trace().clamp_min(torch.finfo(gram.dtype).tiny) for gram in grams]
-    padded = []
-    for gram, scale in zip(grams, scales, strict=True):
-        missing = largest - len(gram)
-        below = torch.arange(largest, device=gram.device) < missing
-        padded.append(F.pad(gram / scale, (missing, 0, missing, 0)) - torch.diag(below.to(gram.dtype)))
-    energies, vectors = eigh(torch.stack(padded))
-    cut = [largest - len(gram) for gram in grams]
-    return [
-        (energies.select(0, i).narrow(0, c, largest - c) * scales[i], vectors.select(0, i)[c:, c:])
-        for i, c in enumerate(cut)
-    ]
-
-
-def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues, ascending, and eigenvectors; again in double precision where single does not converge."""
-    try:
-        energies, vectors = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        if gram.dtype == torch.float64:
-            raise
-        energies, vectors = (part.to(gram.dtype) for part in torch.linalg.eigh(gram.double()))
-    return energies, vectors
+    found = []
+    for gram, epsilon in zip(grams, epsilons, strict=True):
+        few = low_rank_eigh(gram) if epsilon <= _FAR_FROM_ONE and not waiting_costs(gram.device) else None
+        found.append(eigh(gram) if few is None else few)
+    return found

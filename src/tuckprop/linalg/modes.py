@@ -82,9 +82,9 @@ def mode_gram(x: Tensor, mode: int) -> Tensor:
         if found is not None:
             return found
     if before == 1:
-        return _gram(x.reshape(size, after))
+        return gram_of_rows(x.reshape(size, after))
     if after == 1:
-        return _gram(x.reshape(before, size).T)
+        return gram_of_rows(x.reshape(before, size).T)
     stack = x.reshape(before, size, after)
     if after >= 2 * size:
         # The stack of small Gram matrices is smaller than half of x.
@@ -93,21 +93,28 @@ def mode_gram(x: Tensor, mode: int) -> Tensor:
     step = max(1, -(-before // slabs))  # Of about the same size: products with a small rest are slow.
     gram: Tensor | None = None
     for start in range(0, before, step):
-        part = _gram(stack[start : start + step].transpose(0, 1).reshape(size, -1))
+        part = gram_of_rows(stack[start : start + step].transpose(0, 1).reshape(size, -1))
         gram = part if gram is None else gram.add_(part)
     assert gram is not None
     return gram
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """Return `rows @ rows.T`; of a large result, no more than five eighths are computed, as it is symmetric."""
+def gram_of_rows(rows: Tensor) -> Tensor:
+    """Return `rows @ rows.T`; of a large result, no more than five eighths are computed, as it is symmetric.
+
+    Args:
+        rows: Shape [n, p], any strides.
+
+    Returns:
+        Shape [n, n].
+    """
     size = len(rows)
     if size < _WIDE:
         return rows @ rows.T
     half = size // 2
     gram = rows.new_empty(size, size)
-    gram[:half, :half] = _gram(rows[:half])
-    gram[half:, half:] = _gram(rows[half:])
+    gram[:half, :half] = gram_of_rows(rows[:half])
+    gram[half:, half:] = gram_of_rows(rows[half:])
     torch.mm(rows[half:], rows[:half].T, out=gram[half:, :half])
     gram[:half, half:] = gram[half:, :half].T
     return gram
@@ -132,7 +139,7 @@ def trailing_grams(x: Tensor) -> dict[int, Tensor]:
     modes = range(first, x.dim())
     if sum(x.shape[mode] > 1 for mode in modes) < 2:
         return {}
-    together = _gram(x.reshape(-1, joint).T).reshape(*x.shape[first:], *x.shape[first:])
+    together = gram_of_rows(x.reshape(-1, joint).T).reshape(*x.shape[first:], *x.shape[first:])
     axes = list(range(len(modes)))
     other = len(modes)  # A subscript that is free.
     return {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.basis import eigh
+from tuckprop.linalg.eigen import eigh
 from tuckprop.linalg.iteration import iterate
 from tuckprop.linalg.modes import mode_gram, mode_product
 
