@@ -116,3 +116,24 @@ def test_many_small_products(shape: tuple[int, ...], transposed: bool) -> None:
         found = mode_product(x, matrix, mode)
         assert found.is_contiguous()
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2, 3])
+@pytest.mark.parametrize("rank", [3, 30])
+def test_large_products_in_single_precision(mode: int, rank: int) -> None:
+    x = decaying((4, 40, 32, 32), seed=1)
+    matrix = decaying((x.shape[mode], rank), seed=2)
+    exact = torch.tensordot(x, matrix, ([mode], [0])).movedim(-1, mode)
+    core, factor = exact.float().contiguous(), matrix.float()
+    assert_close(mode_product(x.float(), factor, mode).double(), exact, rtol=1e-4, atol=1e-4)
+    total = torch.randn(x.shape)
+    expected = total.double() + mode_product(core.double(), matrix.T, mode)
+    modes.add_expanded(total, core, factor, mode)
+    assert_close(total.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_products_stay_in_the_graph_of_autograd() -> None:
+    x = torch.randn(2, 40, 32, 32, requires_grad=True)
+    mode_product(x, torch.ones(40, 3), 1).sum().backward()
+    assert x.grad is not None
+    assert_close(x.grad, torch.full_like(x, 3.0))

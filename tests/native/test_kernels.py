@@ -220,6 +220,46 @@ def test_gram(samples: int, size: int, blocks: int) -> None:
 
 
 @needs_compiler
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))
+def test_cross(samples: int, size: int, columns: int, blocks: int) -> None:
+    left, right = torch.randn(samples, size, 16 * blocks), torch.randn(samples, columns, 16 * blocks)
+    exact = torch.einsum("snp,skp->nk", left.double(), right.double())
+    assert_close(native.cross(left, right).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_cross_of_more_than_a_cache_holds() -> None:
+    left, right = torch.randn(3, 200, 4096), torch.randn(3, 7, 4096)
+    exact = torch.einsum("snp,skp->nk", left.double(), right.double())
+    assert_close(native.cross(left, right).double(), exact, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(1, 15), st.booleans())
+def test_product_of_a_stack(samples: int, size: int, rows: int, blocks: int, added: bool) -> None:
+    stack, matrix = torch.randn(samples, size, 16 * blocks), torch.randn(size, rows)
+    before, scale = torch.randn(samples, rows, 16 * blocks), torch.randn(rows) if added else None
+    out = before.clone() if added else torch.full_like(before, float("nan"))
+    native.product(stack, matrix, out, scale)
+    exact = torch.einsum("snp,nk->skp", stack.double(), matrix.double())
+    if scale is not None:
+        exact += scale.double()[:, None] * before.double()
+    assert_close(out.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 150))
+def test_product_of_rows(count: int, size: int, columns: int) -> None:
+    rows, matrix = torch.randn(count, size, 1), torch.randn(size, columns)
+    # What lies behind the result is not written to.
+    memory = torch.full((count * columns + 64,), 7.0)
+    native.product(rows, matrix, memory[: count * columns].view(count, columns, 1))
+    exact = rows[..., 0].double() @ matrix.double()
+    assert_close(memory[: count * columns].view(count, columns).double(), exact, rtol=1e-4, atol=1e-4)
+    assert bool((memory[count * columns :] == 7.0).all())
+
+
+@needs_compiler
 def test_gram_leaves_other_sizes() -> None:
     assert native.gram(torch.ones(3, 5, 7)) is None
     assert native.gram(torch.ones(3, 5, 1)) is None

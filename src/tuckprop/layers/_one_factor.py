@@ -17,9 +17,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tuckprop import native
 from tuckprop.codecs import Packed
 from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import add_expanded, expand, mode_product
+
+# What the compiled products are faster at: few columns, so many positions at a time.
+_NARROW = 64
+_VECTOR = 16
 
 # A core that is larger than this share of the tensor is not worth a route of its own.
 _LARGEST_CORE = 0.5
@@ -164,7 +169,9 @@ class StatisticsFactor:
         """Return `sum G A'` and `sum G`."""
         samples, before, after = self._sizes
         stack = self._stack(grad.permute(self.order))
-        if after == 1:
+        if self._served(stack):
+            products = native.cross(stack, self._core)[None]
+        elif after == 1:
             products = stack.transpose(1, 2) @ self._core
         else:
             products = (stack @ self._core.transpose(1, 2)).unflatten(0, (samples, before)).sum(1)
@@ -177,6 +184,11 @@ class StatisticsFactor:
         size = len(self.factor)
         share, shift = share.to(self.factor).view(samples, size, 1), shift.to(self.factor).view(samples, size, 1)
         factor = torch.cat([share * self.factor, shift], 2)
+        if self._served(grad):
+            result = grad if owned else grad.clone()
+            times = scale.to(grad).reshape(-1).contiguous()
+            native.product(self._core, factor[0].T.contiguous(), self._stack(result.permute(self.order)), times)
+            return result
         result = _scaled(grad.permute(self.order), _spread(scale.to(grad), self.statistics, self.order), owned)
         if after == 1:
             self._stack(result).baddbmm_(self._core, factor.transpose(1, 2))
@@ -184,6 +196,12 @@ class StatisticsFactor:
             # Without a copy where there is one sample, or nothing before.
             self._stack(result).baddbmm_(factor.unsqueeze(1).expand(-1, before, -1, -1).flatten(0, 1), self._core)
         return result.permute(_inverse(self.order))
+
+    def _served(self, grad: Tensor) -> bool:
+        """Say whether the compiled kernels take it: one axis of statistics, and positions that they read at a time."""
+        samples, _, after = self._sizes
+        narrow = samples == 1 and after > 1 and after % _VECTOR == 0 and self._core.shape[1] <= _NARROW
+        return narrow and self._core.dtype == torch.float32 and native.serves(grad)
 
     def _stack(self, x: Tensor) -> Tensor:
         """Return [samples, before, n] where nothing comes after the axis, else [samples before, n, after]."""

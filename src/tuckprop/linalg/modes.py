@@ -20,6 +20,13 @@ _WIDE = 256
 # Modes of so many positions together have a Gram matrix in common that is cheaper than one each.
 _JOINT = 64
 
+# Compiled products are faster at stacks of products, and at matrices with a side of at most so many; they read so many
+# positions at a time, and multiply rows by matrices of so many elements at least. Smaller tensors are not worth a call.
+_NARROW = 64
+_VECTOR = 16
+_TINY_PRODUCT = 256
+_LEAST_PRODUCT = 1 << 13
+
 # More than so many products of matrices of so many elements are done as one.
 _FEW = 64
 _TINY = 100
@@ -39,6 +46,10 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     shape = list(x.shape)
     before, size, after = prod(shape[:mode]), shape[mode], prod(shape[mode + 1 :])
     shape[mode] = matrix.shape[1]
+    if _served(x, matrix, before, after):
+        y = x.new_empty(shape)
+        native.product(x.view(before, size, after), matrix.contiguous(), y.view(before, matrix.shape[1], after))
+        return y
     if after == 1:
         return (x.reshape(before, size) @ matrix).reshape(shape)
     if before == 1:
@@ -51,6 +62,15 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     return torch.bmm(matrix.T.expand(before, -1, -1), x.reshape(before, size, after)).reshape(shape)
 
 
+def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
+    """Say whether compiled kernels multiply the stack `x` [before, n, after] by a matrix [n, k], and faster."""
+    # Where one product does all, a library is as fast once the matrix is large.
+    small = matrix.numel() >= _TINY_PRODUCT and min(matrix.shape) <= _NARROW if after == 1 else after % _VECTOR == 0
+    worth = small and x.numel() >= _LEAST_PRODUCT and (before > 1 or min(matrix.shape) <= _NARROW)
+    taken = worth and x.is_contiguous() and matrix.dtype == x.dtype and native.serves(x)
+    return taken and not (torch.is_grad_enabled() and (x.requires_grad or matrix.requires_grad))
+
+
 def expand(core: Tensor, factor: Tensor, mode: int) -> Tensor:
     """Multiply axis `mode` of `core`, of size k, by `factor` [n, k]: the inverse direction of `mode_product`."""
     return mode_product(core, factor.T, mode)
@@ -60,7 +80,11 @@ def add_expanded(total: Tensor, core: Tensor, factor: Tensor, mode: int) -> None
     """Add `expand(core, factor, mode)` to the contiguous tensor `total`, without forming it."""
     before, size, after = prod(total.shape[:mode]), total.shape[mode], prod(total.shape[mode + 1 :])
     rank = core.shape[mode]
-    if after == 1:
+    if after > 1 and total.is_contiguous() and _served(core, factor.T, before, after):
+        ones = factor.new_ones(size)
+        stack = core.view(before, rank, after)
+        native.product(stack, factor.T.contiguous(), total.view(before, size, after), ones)
+    elif after == 1:
         total.view(before, size).addmm_(core.reshape(before, rank), factor.T)
     elif before == 1:
         total.view(size, after).addmm_(factor, core.reshape(rank, after))

@@ -27,6 +27,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "batch_norm_backward": (*[c_void_p] * 8, *[c_int64] * 3),
     "gram_rows": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
     "gram_columns": (c_void_p, c_void_p, c_int64, c_int64),
+    "cross_rows": (c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
+    "product_rows": (c_void_p, c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
+    "product_columns": (c_void_p, c_void_p, c_void_p, *[c_int64] * 3),
     "depthwise": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
     "depthwise_input": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
     "depthwise_weight": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
@@ -249,6 +252,40 @@ def gram(stack: Tensor) -> Tensor | None:
     return result
 
 
+def cross(left: Tensor, right: Tensor) -> Tensor:
+    """Return the sum of `X Z^T` over the matrices X and Z of two stacks.
+
+    Args:
+        left: float32 [samples, n, positions], contiguous; a multiple of 16 positions.
+        right: float32 [samples, k, positions], contiguous.
+
+    Returns:
+        [n, k].
+    """
+    result = left.new_empty(left.shape[1], right.shape[1])
+    sizes = (left.shape[0], left.shape[1], right.shape[1], left.shape[2])
+    _kernel("cross_rows")(left.data_ptr(), right.data_ptr(), result.data_ptr(), *sizes)
+    return result
+
+
+def product(stack: Tensor, matrix: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
+    """Write `matrix^T X` for each X of a stack into `out`, or add it to `scale` times what `out` has.
+
+    Args:
+        stack: float32 [samples, n, positions], contiguous; a multiple of 16 positions, or one, then without `scale`.
+        matrix: float32 [n, k], contiguous.
+        out: float32 [samples, k, positions], contiguous.
+        scale: float32 [k], contiguous, or None, for which `out` is not read.
+    """
+    samples, size, positions = stack.shape
+    pointers = (stack.data_ptr(), matrix.data_ptr(), out.data_ptr())
+    if positions == 1:
+        _kernel("product_columns")(*pointers, samples, size, matrix.shape[1])
+    else:
+        factor = None if scale is None else scale.data_ptr()
+        _kernel("product_rows")(*pointers, factor, samples, size, matrix.shape[1], positions)
+
+
 def _planes(x: Tensor) -> tuple[int, int, int]:
     """Return samples, channels and positions of `x` [b, c, s..]."""
     return x.shape[0], x.shape[1], x.numel() // (x.shape[0] * x.shape[1])
@@ -267,6 +304,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "clamp",
+    "cross",
     "decode",
     "depthwise",
     "depthwise_input",
@@ -276,6 +314,7 @@ __all__ = [
     "gram",
     "max_pool",
     "max_unpool",
+    "product",
     "scale",
     "serves",
 ]

@@ -14,7 +14,9 @@ from pathlib import Path
 
 log = logging.getLogger("tuckprop")
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "depthwise.c", "batch_norm.c", "gram.c"))
+_SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("kernels.c", "depthwise.c", "batch_norm.c", "gram.c", "product.c")
+)
 _HEADER = Path(__file__).with_name("vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 

@@ -14,15 +14,15 @@ enum { TILE = LANES == 16 ? 5 : 3, HIGH = 6, WIDE = LANES == 16 ? 4 : 2 };
 /* Elements of X that a tile sums over before it leaves the registers, and those that stay in the cache. */
 enum { DEEP = 1024, CACHED = 1 << 17, GROUPS = 16 };
 
-/* G[i.., j..] += X[i..] X[j..]^T for a tile, over `samples` matrices that are `stride` apart and columns 0..count. Rows
- * beyond the last are computed as the last and not written. */
-static inline void rows_tile(const float *x, float *gram, Size i, Size j, Size size, Size samples, Size stride,
-                             Size pitch, Size count) {
+/* G[i.., j..] += X[i..] Z[j..]^T for a tile, over `samples` matrices whose rows are `pitch` apart, and columns 0..count.
+ * Rows beyond the last are computed as the last and not written. */
+static inline void rows_tile(const float *x, const float *z, float *gram, Size i, Size j, Size rows, Size columns,
+                             Size samples, Size pitch, Size count) {
   Vector sum[TILE][TILE] = {{{0}}};
   for (Size s = 0; s < samples; s++) {
     const float *left[TILE], *right[TILE];
-    for (int t = 0; t < TILE; t++) left[t] = x + s * stride + least(i + t, size - 1) * pitch;
-    for (int t = 0; t < TILE; t++) right[t] = x + s * stride + least(j + t, size - 1) * pitch;
+    for (int t = 0; t < TILE; t++) left[t] = x + (s * rows + least(i + t, rows - 1)) * pitch;
+    for (int t = 0; t < TILE; t++) right[t] = z + (s * columns + least(j + t, columns - 1)) * pitch;
     for (Size p = 0; p < count; p += LANES) {
       Vector part[TILE];
       for (int t = 0; t < TILE; t++) part[t] = *(const Vector *)(right[t] + p);
@@ -32,37 +32,51 @@ static inline void rows_tile(const float *x, float *gram, Size i, Size j, Size s
       }
     }
   }
-  for (int t = 0; t < TILE && i + t < size; t++)
-    for (int u = 0; u < TILE && j + u < size; u++) gram[(i + t) * size + j + u] += total(sum[t][u]);
+  for (int t = 0; t < TILE && i + t < rows; t++)
+    for (int u = 0; u < TILE && j + u < columns; u++) gram[(i + t) * columns + j + u] += total(sum[t][u]);
 }
 
-/* Adds the groups' sums in their order, whatever thread had them, and fills the upper half. */
-static void finish(const float *parts, float *gram, Size groups, Size size) {
-  memset(gram, 0, size * size * sizeof(float));
+/* Adds the groups' sums in their order, whatever thread had them. */
+static void add_up(const float *parts, float *gram, Size groups, Size elements) {
+  memset(gram, 0, elements * sizeof(float));
   for (Size group = 0; group < groups; group++)
-    for (Size e = 0; e < size * size; e++) gram[e] += parts[group * size * size + e];
+    for (Size e = 0; e < elements; e++) gram[e] += parts[group * elements + e];
+}
+
+static void fill_upper(float *gram, Size size) {
   for (Size i = 0; i < size; i++)
     for (Size j = i + 1; j < size; j++) gram[i * size + j] = gram[j * size + i];
 }
 
-/* For positions that are a multiple of LANES. */
-void gram_rows(const float *x, float *gram, Size samples, Size size, Size positions) {
+/* The sum of X Z^T for X [samples, rows, positions] and Z [samples, columns, positions]; where both are one, the half
+ * below the diagonal alone. Positions are a multiple of LANES. */
+static void sum_rows(const float *x, const float *z, float *gram, Size samples, Size rows, Size columns,
+                     Size positions) {
   const Size deep = least(positions, DEEP), pieces = (positions + deep - 1) / deep;
-  const Size together = most(1, least(DEEP / deep, CACHED / (size * deep)));
+  const Size together = most(1, least(DEEP / deep, CACHED / (most(rows, columns) * deep)));
   const Size batches = (samples + together - 1) / together, blocks = batches * pieces, groups = least(blocks, GROUPS);
-  float *parts = calloc(groups * size * size, sizeof(float));
+  float *parts = calloc(groups * rows * columns, sizeof(float));
 #pragma omp parallel for schedule(static)
   for (Size group = 0; group < groups; group++)
     for (Size block = group * blocks / groups; block < (group + 1) * blocks / groups; block++) {
       const Size first = block / pieces * together, start = block % pieces * deep;
-      const float *from = x + first * size * positions + start;
       const Size now = least(together, samples - first), count = least(deep, positions - start);
-      for (Size i = 0; i < size; i += TILE)
-        for (Size j = 0; j <= i; j += TILE)
-          rows_tile(from, parts + group * size * size, i, j, size, now, size * positions, positions, count);
+      const float *left = x + first * rows * positions + start, *right = z + first * columns * positions + start;
+      for (Size i = 0; i < rows; i += TILE)
+        for (Size j = 0; j < (x == z ? i + 1 : columns); j += TILE)
+          rows_tile(left, right, parts + group * rows * columns, i, j, rows, columns, now, positions, count);
     }
-  finish(parts, gram, groups, size);
+  add_up(parts, gram, groups, rows * columns);
   free(parts);
+}
+
+void gram_rows(const float *x, float *gram, Size samples, Size size, Size positions) {
+  sum_rows(x, x, gram, samples, size, size, positions);
+  fill_upper(gram, size);
+}
+
+void cross_rows(const float *x, const float *z, float *sum, Size samples, Size rows, Size columns, Size positions) {
+  sum_rows(x, z, sum, samples, rows, columns, positions);
 }
 
 static inline __attribute__((always_inline)) void columns_tile(const float *x, float *gram, Size i, Size j, Size size,
@@ -100,6 +114,7 @@ void gram_columns(const float *x, float *gram, Size count, Size size) {
           else columns_tile(from, sums, i, j, size, now, 1);
         }
     }
-  finish(parts, gram, groups, size);
+  add_up(parts, gram, groups, size * size);
+  fill_upper(gram, size);
   free(parts);
 }

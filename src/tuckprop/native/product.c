@@ -1,0 +1,126 @@
+/* Products of a matrix with a stack of matrices, float32, of which one side is small: projections on a basis and their
+ * transposes. A library's products reach a third of the speed of memory here. Tiles of the result are summed in
+ * registers; what several tiles read is first copied to where the cache holds it. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "vectors.h"
+
+/* Rows of a tile, and vectors of its columns. AVX-512 has 32 registers, AVX 16. */
+enum { HIGH = 6, WIDE = LANES == 16 ? 4 : 2, GROUP = WIDE * LANES, TALL = 12 };
+
+/* Rows of the matrix are cut into tiles of about the same height. */
+static Size tiles_of(Size rows) { return (rows + HIGH - 1) / HIGH; }
+static Size first_of(Size rows, Size tile) { return tile * rows / tiles_of(rows); }
+
+/* y = M x + scale y for one tile: `high` rows of M, laid out [size, high], and `wide` vectors of columns. Without scale,
+ * y is not read. */
+static inline __attribute__((always_inline)) void tile(const float *x, Size pitch, const float *m, Size size, float *y,
+                                                       Size y_pitch, const float *scale, const int high,
+                                                       const int wide) {
+  Vector sum[HIGH][WIDE] = {{{0}}};
+  if (scale)
+    for (int t = 0; t < high; t++)
+      for (int v = 0; v < wide; v++) sum[t][v] = scale[t] * *(const Vector *)(y + t * y_pitch + v * LANES);
+  for (Size i = 0; i < size; i++, x += pitch, m += high) {
+    Vector part[WIDE];
+    for (int v = 0; v < wide; v++) part[v] = *(const Vector *)(x + v * LANES);
+    for (int t = 0; t < high; t++)
+      for (int v = 0; v < wide; v++) sum[t][v] += m[t] * part[v];
+  }
+  for (int t = 0; t < high; t++)
+    for (int v = 0; v < wide; v++) *(Vector *)(y + t * y_pitch + v * LANES) = sum[t][v];
+}
+
+static inline __attribute__((always_inline)) void tile_of(const float *x, Size pitch, const float *m, Size size,
+                                                          float *y, Size y_pitch, const float *scale, Size high,
+                                                          const int wide) {
+  switch (high) {
+    case 1: tile(x, pitch, m, size, y, y_pitch, scale, 1, wide); break;
+    case 2: tile(x, pitch, m, size, y, y_pitch, scale, 2, wide); break;
+    case 3: tile(x, pitch, m, size, y, y_pitch, scale, 3, wide); break;
+    case 4: tile(x, pitch, m, size, y, y_pitch, scale, 4, wide); break;
+    case 5: tile(x, pitch, m, size, y, y_pitch, scale, 5, wide); break;
+    default: tile(x, pitch, m, size, y, y_pitch, scale, 6, wide);
+  }
+}
+
+/* Y[s] = M X[s], or scale Y[s] + M X[s] with a number a row, for X [samples, size, positions], M given as its transpose
+ * [size, rows], and positions a multiple of LANES. */
+void product_rows(const float *x, const float *m, float *y, const float *scale, Size samples, Size size, Size rows,
+                  Size positions) {
+  const Size tiles = tiles_of(rows), groups = (positions + GROUP - 1) / GROUP;
+  float *tiled = malloc(size * rows * sizeof(float));
+  for (Size t = 0; t < tiles; t++) {
+    const Size first = first_of(rows, t), high = first_of(rows, t + 1) - first;
+    for (Size i = 0; i < size; i++) memcpy(tiled + first * size + i * high, m + i * rows + first, high * sizeof(float));
+  }
+  const int copies = tiles > 1 && positions > GROUP;
+#pragma omp parallel
+  {
+    float *near = copies ? aligned_alloc(64, size * GROUP * sizeof(float)) : NULL;
+#pragma omp for schedule(static)
+    for (Size unit = 0; unit < samples * groups; unit++) {
+      const Size s = unit / groups, start = unit % groups * GROUP, count = least(GROUP, positions - start);
+      const float *from = x + s * size * positions + start;
+      float *to = y + s * rows * positions + start;
+      Size pitch = positions;
+      if (copies) {
+        for (Size i = 0; i < size; i++) memcpy(near + i * GROUP, from + i * positions, count * sizeof(float));
+        from = near, pitch = GROUP;
+      }
+      for (Size t = 0; t < tiles; t++) {
+        const Size first = first_of(rows, t), high = first_of(rows, t + 1) - first;
+        const float *part = tiled + first * size, *times = scale ? scale + first : NULL;
+        float *out = to + first * positions;
+        if (count == GROUP) {
+          tile_of(from, pitch, part, size, out, positions, times, high, WIDE);
+          continue;
+        }
+        for (Size p = 0; p < count; p += LANES)
+          tile_of(from + p, pitch, part, size, out + p, positions, times, high, 1);
+      }
+    }
+    free(near);
+  }
+  free(tiled);
+}
+
+/* y = x M for `high` rows of x, at most `most_high`, and `wide` vectors of columns, of which `columns` are written. */
+static inline __attribute__((always_inline)) void columns_tile(const float *x, const float *m, float *y, Size size,
+                                                               Size pitch, Size high, Size columns, Size y_pitch,
+                                                               const int most_high, const int wide) {
+  Vector sum[TALL][WIDE] = {{{0}}};
+  const float *rows[TALL];
+  for (int t = 0; t < most_high; t++) rows[t] = x + least(t, high - 1) * size;
+  for (Size i = 0; i < size; i++, m += pitch) {
+    Vector part[WIDE];
+    for (int v = 0; v < wide; v++) part[v] = *(const Vector *)(m + v * LANES);
+    for (int t = 0; t < most_high; t++)
+      for (int v = 0; v < wide; v++) sum[t][v] += rows[t][i] * part[v];
+  }
+  for (int t = 0; t < high; t++) memcpy(y + t * y_pitch, sum[t], columns * sizeof(float));
+}
+
+/* Y = X M for X [count, size] and M [size, columns]. */
+void product_columns(const float *x, const float *m, float *y, Size count, Size size, Size columns) {
+  const Size pitch = (columns + LANES - 1) / LANES * LANES, step = columns <= LANES ? TALL : HIGH;
+  float *wide = calloc(size * pitch, sizeof(float));
+  for (Size i = 0; i < size; i++) memcpy(wide + i * pitch, m + i * columns, columns * sizeof(float));
+#pragma omp parallel for schedule(static)
+  for (Size unit = 0; unit < (count + step - 1) / step; unit++) {
+    const Size row = unit * step, high = least(step, count - row);
+    for (Size c = 0; c < columns; c += GROUP) {
+      const Size now = least(GROUP, columns - c), vectors = (now + LANES - 1) / LANES;
+      const float *from = x + row * size, *part = wide + c;
+      float *to = y + row * columns + c;
+      if (step == TALL) columns_tile(from, part, to, size, pitch, high, now, columns, TALL, 1);
+      else if (vectors == 1) columns_tile(from, part, to, size, pitch, high, now, columns, HIGH, 1);
+      else if (vectors == 2) columns_tile(from, part, to, size, pitch, high, now, columns, HIGH, 2);
+      else if (vectors == 3) columns_tile(from, part, to, size, pitch, high, now, columns, HIGH, WIDE < 3 ? WIDE : 3);
+      else columns_tile(from, part, to, size, pitch, high, now, columns, HIGH, WIDE);
+    }
+  }
+  free(wide);
+}
