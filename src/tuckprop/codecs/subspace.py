@@ -1,7 +1,7 @@
 """Tracked subspaces: project on the bases of earlier steps, decompose again only when they miss too much energy.
 
 Where spectra are so flat that a core and factors take far more bytes than a few bits an element, the activation is kept
-as few-bit numbers of levels (`tuckprop.linalg.fitted_code`), and no basis is tracked.
+as few-bit numbers of levels (`_tracked_code.py`), and no basis is tracked.
 """
 
 from collections.abc import Callable
@@ -13,18 +13,15 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
-from tuckprop.codecs._coded import CodedPacked
-from tuckprop.codecs._tucker import Parts, TuckerPacked, counted, in_memory_order, in_order
+from tuckprop.codecs._tracked_code import CodeTracker, Key, least_loss
+from tuckprop.codecs._tucker import Parts, TuckerPacked, in_memory_order, in_order
 from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
-from tuckprop.linalg.bits import CODE_BITS, packed_bytes
-from tuckprop.linalg.fitted_code import FittedCode, fit
 from tuckprop.linalg.lagged import Lagged, capturing, waiting_costs
-from tuckprop.linalg.layout import flat, is_dense, memory_order
+from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
-from tuckprop.linalg.piecewise import Levels
 from tuckprop.linalg.range_finder import find_range
 from tuckprop.linalg.remembered import Remembered, remembering, remembering_within
 from tuckprop.linalg.standardised import Standardised
@@ -50,16 +47,6 @@ _NEEDLESS = 1 / 3
 # again where more than a third of the basis is known.
 _WIDE = 256
 
-# Smaller activations are not worth a histogram.
-_LEAST_CODED = 1 << 14
-
-# Of the bytes of core and factors, so many are worth giving up for what factors save in the product with a gradient:
-# time. A norm has no such product.
-_FACTORS_SERVE = 1 / 3
-
-# An activation's sizes without the batch: bases of images of different sizes are kept apart.
-_Key = tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Bases:
@@ -77,8 +64,6 @@ class Bases:
         whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
         batch_pays: Whether a factor of the batch saved enough bytes when the bases were new.
         batch_rank: The rank of that factor then; 0 for none.
-        code: Keeps activations instead of the bases, where that takes fewer bytes; `lost` is then its loss.
-        code_ranks: Ranks of the bases that it stands for, of every axis, for the paper's count.
         measured: What the last activation packed with them lost, where that is read a step later: the share of the
             energy lost to the bases, and the share of the rest lost to a factor of the batch.
     """
@@ -93,8 +78,6 @@ class Bases:
     whole: frozenset[int] = frozenset()
     batch_pays: bool = True
     batch_rank: int = 0
-    code: FittedCode | None = None
-    code_ranks: tuple[int, ...] = ()
     measured: Lagged | None = None
 
 
@@ -109,14 +92,19 @@ class SubspaceTracker:
         bases: By activation size.
         refreshes: How often bases were computed, or levels fitted anew.
         uses: How often an activation was packed.
+        codes: What keeps activations instead of bases, where that takes fewer bytes.
     """
 
     epsilon: float
     slack: float
     horizon: int
-    bases: dict[_Key, Bases] = field(default_factory=dict)
+    bases: dict[Key, Bases] = field(default_factory=dict)
     refreshes: int = 0
     uses: int = 0
+    codes: CodeTracker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.codes = CodeTracker(self.epsilon, self.slack, self.horizon)
 
     def compress(self, x: Tensor) -> Packed:
         """Return the form of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
@@ -145,62 +133,26 @@ class SubspaceTracker:
         return self._smaller(form, source)
 
     def _encode(self, x: Tensor | Standardised) -> Packed | None:
-        """Return the codes of `x`, or None where bases serve better, or what is known does not serve."""
-        like = x.x if isinstance(x, Standardised) else x
-        known = self.bases.get(tuple(x.shape[1:]))
-        if known is None or known.code is None or known.age >= self.horizon or not _codable(like):
+        if (coded := self.codes.encode(x)) is None:
             return None
-        energy = float(x.energy if isinstance(x, Standardised) else _energy(flat(x)))
-        check_energy(energy, like)
-        if not energy > 0:
-            zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)
-            return _coded(like, zeros, torch.zeros(1 << known.code.bits), known)
-        codes, levels, lost = known.code.encode(x, energy)
-        if lost > (1 + self.slack) * max(known.lost, self._least):
-            # The values are spread otherwise than they were.
-            dense = x.dense() if isinstance(x, Standardised) else x
-            code = fit(dense, energy, known.code.bits)
-            codes, levels, lost = code.encode(dense, energy)
-            if lost > 1 - self.epsilon:
-                return None
-            known = replace(known, code=code, lost=lost)
-            self.refreshes += 1
+        packed, fitted = coded
         self.uses += 1
-        self.bases[tuple(x.shape[1:])] = replace(known, age=known.age + 1)
-        return _coded(like, codes, levels, known)
+        self.refreshes += fitted
+        return packed
 
     def _smaller(self, form: TuckerPacked, x: Tensor | Standardised) -> Packed:
-        """Return `form`, or codes of `x` where those take far fewer bytes and lose no more than `1 - epsilon`.
-
-        That is decided when the bases are new, and holds for as long as they serve.
-        """
+        """Return `form`, or, where its bases are new, codes in its place if those are smaller."""
         key = tuple(x.shape[1:])
-        known, like = self.bases[key], x.x if isinstance(x, Standardised) else x
-        if known.age != 1 or like.numel() < _LEAST_CODED or not _codable(like):
-            return form
-        most = min(form.nbytes * (1.0 if isinstance(x, Standardised) else _FACTORS_SERVE), like.nbytes)
-        dense, energy = None, 0.0
-        for bits in CODE_BITS:
-            if packed_bytes(like.numel(), bits) + 4 * (1 << bits) >= most:
-                break
-            if dense is None:
-                dense = x.dense() if isinstance(x, Standardised) else x
-                energy = float(_energy(flat(dense)))
-            if not energy > 0:
-                break
-            code = fit(dense, energy, bits)
-            codes, levels, lost = code.encode(dense, energy)
-            if lost <= 1 - self.epsilon:
-                known = replace(known, factors={}, shares={}, code=code, lost=lost, code_ranks=form.ranks)
-                self.bases[key] = known
-                return _coded(like, codes, levels, known)
-        return form
+        chosen = self.codes.instead_of(form, x) if self.bases[key].age == 1 else form
+        if chosen is not form:
+            del self.bases[key]
+        return chosen
 
     def _leaves_whole(self, x: Tensor) -> bool:
         """Say whether nothing is known to save bytes here until the horizon; if so, this is one more use."""
         key = tuple(x.shape[1:])
         known = self.bases.get(key)
-        if known is None or known.factors or known.code or known.batch_pays or known.age >= self.horizon:
+        if known is None or known.factors or known.batch_pays or known.age >= self.horizon:
             return False
         self.uses += 1
         self.bases[key] = replace(known, age=known.age + 1)
@@ -217,29 +169,26 @@ class SubspaceTracker:
     def state(self) -> dict[str, Any]:
         """Return the bases and the counts, for a checkpoint."""
         bases = [
-            {"size": list(key), **asdict(replace(known, factors={}, shares={}, code=None, measured=None))}
+            {"size": list(key), **asdict(replace(known, factors={}, shares={}, measured=None))}
             | {"factors": dict(known.factors), "shares": dict(known.shares)}
             | {"measured": None if known.measured is None else known.measured.read()}
-            | {"code": None if known.code is None else {"bits": known.code.bits, **asdict(known.code.levels)}}
             for key, known in self.bases.items()
         ]
         bases = [entry | {"whole": sorted(entry["whole"])} for entry in bases]
-        return {"bases": bases, "refreshes": self.refreshes, "uses": self.uses}
+        return {"bases": bases, "codes": self.codes.state(), "refreshes": self.refreshes, "uses": self.uses}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self.bases = {}
         for entry in state["bases"]:
             rest = {name: value for name, value in entry.items() if name != "size"}
-            measured, code = entry.get("measured"), entry.get("code")
-            if code is not None:
-                code = FittedCode.of(code["bits"], Levels(**{k: v for k, v in code.items() if k != "bits"}))
+            measured = entry.get("measured")
             self.bases[tuple(entry["size"])] = Bases(
                 **rest
-                | {"whole": frozenset(entry["whole"]), "code": code}
-                | {"code_ranks": tuple(entry.get("code_ranks", ()))}
+                | {"whole": frozenset(entry["whole"])}
                 | {"measured": None if measured is None else Lagged(torch.tensor(measured, dtype=torch.float64))}
             )
+        self.codes.restore(state.get("codes", []))
         self.refreshes, self.uses = state["refreshes"], state["uses"]
 
     def _factor(self, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
@@ -253,7 +202,7 @@ class SubspaceTracker:
         key = tuple(sizes[order.index(axis)] for axis in range(1, len(order)))
         known = self.bases.get(key)
         core, missed = None, False
-        usable = known is not None and known.code is None and known.age < self.horizon
+        usable = known is not None and known.age < self.horizon
         if lagging and known is not None and usable:
             usable, missed = self._served(known, like.device)
         if known is not None and usable:
@@ -300,18 +249,13 @@ class SubspaceTracker:
         """The share of the core's energy that a factor of the batch may lose: little beside what is lost anyway."""
         return (1 - self.epsilon) / 3
 
-    @property
-    def _least(self) -> float:
-        """Below this share of the energy a change of what is lost is noise."""
-        return 0.05 * (1 - self.epsilon)
-
     def _fits(self, lost: float, known: Bases) -> bool:
         """Say whether bases still do what they did when they were computed, neither worse nor needlessly better."""
-        return not self._misses(lost, known) and max(lost, self._least) >= _NEEDLESS * known.expected
+        return not self._misses(lost, known) and max(lost, least_loss(self.epsilon)) >= _NEEDLESS * known.expected
 
     def _misses(self, lost: float, known: Bases) -> bool:
         """Say whether bases lose more than they may."""
-        return lost > (1 + self.slack) * max(known.lost, self._least)
+        return lost > (1 + self.slack) * max(known.lost, least_loss(self.epsilon))
 
     def _factor_batch(self, core: Tensor, mode: int, elements: int) -> tuple[Tensor, dict[int, Tensor]]:
         """Factor the batch mode of the core, if that pays."""
@@ -355,7 +299,7 @@ class SubspaceTracker:
 
     def _learn(self, known: Bases | None, missed: bool, device: torch.device) -> tuple[int, frozenset[int]]:
         """Return misses and axes to leave whole, now that these bases are replaced, because they missed or not."""
-        if known is None or known.code is not None:
+        if known is None:
             return 0, frozenset()
         if known.age >= self.horizon:
             return max(0, known.misses - 1), frozenset()
@@ -384,17 +328,6 @@ class SubspaceTracker:
         return Remembered(exact.leading(rank), exact.energies[:rank].clamp_min(0) / (energy or 1.0), rank)
 
 
-def _codable(x: Tensor) -> bool:
-    """Say whether a tensor may be kept as codes: the kernels read it as it lies, and the host waits for no device."""
-    return x.dtype == torch.float32 and not waiting_costs(x.device) and is_dense(x)
-
-
-def _coded(x: Tensor, codes: Tensor, levels: Tensor, known: Bases) -> CodedPacked:
-    assert known.code is not None
-    ranks = tuple(min(rank, size) for rank, size in zip(known.code_ranks, x.shape, strict=True))
-    return CodedPacked(codes, levels, (tuple(x.shape), x.stride(), x.dtype, known.code.bits, counted(x.shape, ranks)))
-
-
 def _before(known: Bases | None, axis: int) -> Remembered | None:
     if known is None or axis not in known.factors:
         return None
@@ -402,8 +335,7 @@ def _before(known: Bases | None, axis: int) -> Remembered | None:
 
 
 def _energy(x: Tensor) -> Tensor:
-    values = x.reshape(prod(x.shape))
-    return values.dot(values)
+    return x.reshape(-1).dot(x.reshape(-1))
 
 
 def _measure(energy: Tensor, tracked: Tensor, core: Tensor) -> Lagged:

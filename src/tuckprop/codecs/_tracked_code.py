@@ -1,0 +1,162 @@
+"""Few-bit codes of one site, kept from step to step, in place of bases where spectra are flat.
+
+Levels are fitted to an activation once; what they lose is measured on each, and they are fitted anew where it has
+grown. Codes serve single precision on a CPU: the kernels read a tensor as it lies, and the host waits for no device.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuckprop.codecs._base import Packed
+from tuckprop.codecs._coded import CodedPacked
+from tuckprop.codecs._tucker import TuckerPacked, counted
+from tuckprop.linalg.basis import check_energy
+from tuckprop.linalg.bits import CODE_BITS, packed_bytes
+from tuckprop.linalg.fitted_code import FittedCode, fit
+from tuckprop.linalg.lagged import waiting_costs
+from tuckprop.linalg.layout import flat, is_dense
+from tuckprop.linalg.piecewise import Levels
+from tuckprop.linalg.standardised import Standardised
+
+# Smaller activations are not worth a histogram.
+_LEAST_CODED = 1 << 14
+
+# Of the bytes of core and factors, so many are worth giving up for what factors save in the product with a gradient:
+# time. A norm has no such product.
+_FACTORS_SERVE = 1 / 3
+
+# An activation's sizes without the batch.
+Key = tuple[int, ...]
+
+
+def least_loss(epsilon: float) -> float:
+    """Return the share of the energy below which a change of what is lost is noise."""
+    return 0.05 * (1 - epsilon)
+
+
+@dataclass(frozen=True)
+class CodeInUse:
+    """A code for activations of one size.
+
+    Attributes:
+        code: The levels, for a root mean square of 1.
+        lost: Share of the energy that was lost when they were fitted.
+        ranks: Ranks of the bases that it stands for, of every axis, for the paper's count.
+        age: Activations packed with it since it took the place of bases.
+    """
+
+    code: FittedCode
+    lost: float
+    ranks: tuple[int, ...]
+    age: int = 1
+
+
+@dataclass
+class CodeTracker:
+    """The codes of one site.
+
+    Attributes:
+        epsilon: No more than `1 - epsilon` of the energy may be lost when levels are fitted.
+        slack: Levels are used while the lost share is at most `1 + slack` times that.
+        horizon: Whether codes or bases serve is decided anew after so many uses.
+        in_use: By activation size.
+    """
+
+    epsilon: float
+    slack: float
+    horizon: int
+    in_use: dict[Key, CodeInUse] = field(default_factory=dict)
+
+    def encode(self, x: Tensor | Standardised) -> tuple[Packed, bool] | None:
+        """Return the codes of `x`, and whether levels were fitted anew; None where no code is in use, or serves.
+
+        A code that does not serve any more is forgotten.
+
+        Raises:
+            NotFactorableError: `x` is not finite; the code in use stays.
+        """
+        like = x.x if isinstance(x, Standardised) else x
+        key = tuple(x.shape[1:])
+        known = self.in_use.get(key)
+        if known is None or not _codable(like):
+            return None
+        if known.age >= self.horizon:
+            del self.in_use[key]
+            return None
+        energy = float(x.energy if isinstance(x, Standardised) else _energy(x))
+        check_energy(energy, like)
+        if not energy > 0:
+            zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)
+            return _coded(like, zeros, torch.zeros(1 << known.code.bits), known), False
+        codes, levels, lost = known.code.encode(x, energy)
+        fitted = lost > (1 + self.slack) * max(known.lost, least_loss(self.epsilon))
+        if fitted:
+            # The values are spread otherwise than they were.
+            dense = x.dense() if isinstance(x, Standardised) else x
+            code = fit(dense, energy, known.code.bits)
+            codes, levels, lost = code.encode(dense, energy)
+            if lost > 1 - self.epsilon:
+                del self.in_use[key]
+                return None
+            known = replace(known, code=code, lost=lost)
+        self.in_use[key] = replace(known, age=known.age + 1)
+        return _coded(like, codes, levels, known), fitted
+
+    def instead_of(self, form: TuckerPacked, x: Tensor | Standardised) -> Packed:
+        """Return `form`, or codes of `x` where those take far fewer bytes and lose no more than `1 - epsilon`.
+
+        In the latter case later activations are coded too, until the horizon.
+        """
+        like = x.x if isinstance(x, Standardised) else x
+        if like.numel() < _LEAST_CODED or not _codable(like):
+            return form
+        most = min(form.nbytes * (1.0 if isinstance(x, Standardised) else _FACTORS_SERVE), like.nbytes)
+        dense, energy = None, 0.0
+        for bits in CODE_BITS:
+            if packed_bytes(like.numel(), bits) + 4 * (1 << bits) >= most:
+                break
+            if dense is None:
+                dense = x.dense() if isinstance(x, Standardised) else x
+                energy = float(_energy(dense))
+            if not energy > 0:
+                break
+            code = fit(dense, energy, bits)
+            codes, levels, lost = code.encode(dense, energy)
+            if lost <= 1 - self.epsilon:
+                known = self.in_use[tuple(x.shape[1:])] = CodeInUse(code, lost, form.ranks)
+                return _coded(like, codes, levels, known)
+        return form
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return the codes, for a checkpoint."""
+        return [
+            {"size": list(key), "lost": known.lost, "ranks": list(known.ranks), "age": known.age}
+            | {"bits": known.code.bits, "levels": asdict(known.code.levels)}
+            for key, known in self.in_use.items()
+        ]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Take over what `state` returned."""
+        self.in_use = {}
+        for entry in state:
+            code = FittedCode.of(entry["bits"], Levels(**entry["levels"]))
+            self.in_use[tuple(entry["size"])] = CodeInUse(code, entry["lost"], tuple(entry["ranks"]), entry["age"])
+
+
+def _codable(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and not waiting_costs(x.device) and is_dense(x)
+
+
+def _coded(x: Tensor, codes: Tensor, levels: Tensor, known: CodeInUse) -> CodedPacked:
+    ranks = tuple(min(rank, size) for rank, size in zip(known.ranks, x.shape, strict=True))
+    return CodedPacked(codes, levels, (tuple(x.shape), x.stride(), x.dtype, known.code.bits, counted(x.shape, ranks)))
+
+
+def _energy(x: Tensor) -> Tensor:
+    return flat(x).dot(flat(x))
+
+
+__all__ = ["CodeInUse", "CodeTracker", "Key", "least_loss"]
