@@ -7,6 +7,8 @@ from torch.testing import assert_close
 from tuckprop.linalg.basis import spectrum
 from tuckprop.linalg.eigen import eigh
 from tuckprop.linalg.low_rank import low_rank_eigh
+from tuckprop.linalg.modes import expand
+from tuckprop.linalg.tucker import hosvd
 
 
 def of_rank(size: int, rank: int, seed: int = 0) -> torch.Tensor:
@@ -34,7 +36,7 @@ def test_it_is_the_whole_decomposition_but_for_zeros(size: int, rank: int) -> No
     [
         pytest.param(of_rank(256, 256) @ of_rank(256, 256).T, id="of full rank"),
         pytest.param(of_rank(300, 140) @ of_rank(300, 140).T, id="of half the rank"),
-        pytest.param(of_rank(200, 10) @ of_rank(200, 10).T, id="small"),
+        pytest.param(of_rank(90, 10) @ of_rank(90, 10).T, id="small"),
         pytest.param((of_rank(300, 10) @ of_rank(300, 10).T).double(), id="in double precision"),
         pytest.param(torch.diag(torch.arange(300.0).clamp_min(150) - 150), id="with dead components in front"),
     ],
@@ -57,3 +59,22 @@ def test_the_rank_is_that_of_the_whole_decomposition(epsilon: float) -> None:
     assert rank == int(exact.rank)
     basis, best = found.leading(rank).double(), exact.leading(rank)
     assert_close(basis @ basis.T, best @ best.T, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [0.8, 0.95])
+@pytest.mark.parametrize("size", [96, 300])
+def test_hosvd_within_the_range_of_a_mode_is_hosvd(epsilon: float, size: int) -> None:
+    x = of_rank(size, size // 6).view(size, 8, 10, 15).movedim(0, 1).contiguous()
+    core, factors, ranks = hosvd(x, [epsilon] * 4)
+    exact_core, exact_factors, exact_ranks = hosvd(x.double(), [epsilon] * 4)
+    assert ranks == exact_ranks
+    assert factors.keys() == exact_factors.keys()
+    assert 1 in factors
+    assert core.shape == exact_core.shape
+    assert_close(rebuilt(core, factors).double(), rebuilt(exact_core, exact_factors), rtol=0, atol=0.02)
+
+
+def rebuilt(core: torch.Tensor, factors: dict[int, torch.Tensor]) -> torch.Tensor:
+    for mode, factor in factors.items():
+        core = expand(core, factor, mode)
+    return core

@@ -11,7 +11,7 @@ from tuckprop.linalg.eigen import eigh
 from tuckprop.linalg.orthonormal import directions, orthonormal
 
 # A smaller matrix is decomposed before anything could be gained.
-_LEAST = 256
+LEAST_SIZE = 96
 
 # The rank is at most this share of the size.
 _SHARE = 1 / 3
@@ -39,7 +39,7 @@ def low_rank_eigh(gram: Tensor) -> tuple[Tensor, Tensor] | None:
     Source: Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 2011, algorithms 4.1 and 5.3.
     """
     size = len(gram)
-    if size < _LEAST or gram.dtype != torch.float32:
+    if size < LEAST_SIZE or gram.dtype != torch.float32:
         return None
     rank = _expected_rank(gram, int(size * _SHARE))
     if rank is None:

@@ -7,8 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.basis import spectra
-from tuckprop.linalg.modes import mode_product, trailing_grams
+from tuckprop.linalg.basis import Spectrum, low_rank_spectrum, may_be_low_rank, spectra
+from tuckprop.linalg.modes import mode_gram, mode_product, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
 
@@ -32,14 +32,31 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
     Source: De Lathauwer et al. 2000, Nguyen et al. NeurIPS 2024 (arXiv 2411.06346).
     """
     modes = [mode for mode, size in enumerate(x.shape) if size > 1]
-    found = spectra(x, {mode: epsilons[mode] for mode in modes}, trailing_grams(x))
+    found: dict[int, Spectrum] = {}
+    known: dict[int, Tensor] = {}
+    inner = x
+    if modes:
+        wide = max(modes, key=lambda mode: x.shape[mode])
+        if may_be_low_rank(x, wide, epsilons[wide]):
+            known = {wide: mode_gram(x, wide)}
+            if (few := low_rank_spectrum(known[wide], epsilons[wide])) is not None:
+                # All energy lies in the range of this mode: the others are found in it.
+                found, known, inner = {wide: few}, {}, mode_product(x, few.vectors, wide)
+    rest = {mode: epsilons[mode] for mode in modes if mode not in found}
+    found |= spectra(inner, rest, trailing_grams(inner) | known)
     ranks = [1] * x.dim()
     if modes:
         # The host waits for all ranks once.
         for mode, rank in zip(modes, torch.stack([found[mode].rank for mode in modes]).tolist(), strict=True):
             ranks[mode] = rank
     factors = {mode: found[mode].leading(ranks[mode]) for mode in modes_worth_factoring(x.shape, ranks)}
-    return project(x, factors), factors, tuple(ranks)
+    if inner is not x and wide in factors:
+        # The coordinates along this mode's vectors are known already, the leading one last.
+        core = inner.narrow(wide, inner.shape[wide] - ranks[wide], ranks[wide]).flip(wide)
+        core = project(core, {mode: factor for mode, factor in factors.items() if mode != wide})
+    else:
+        core = project(x, factors)
+    return core, factors, tuple(ranks)
 
 
 def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
