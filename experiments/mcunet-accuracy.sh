@@ -3,13 +3,11 @@
 # HOSVD8 and Subspace at several epsilons, and HOSVD under a byte budget of what epsilon 0.9 holds: docs/results.md.
 # Usage: experiments/mcunet-accuracy.sh CIFAR10 WEIGHTS OUT [SEED...]
 #   CIFAR10  folder with the data set        WEIGHTS  MCUNet's, safetensors        OUT  folder for the runs
-# Two runs at a time, one thread each. A run that is done is skipped, one that was cut off goes on.
 set -euo pipefail
 data=$1 weights=$2 out=$3
 shift 3
 [ $# -gt 0 ] || set -- 233 234 235
-export OMP_NUM_THREADS=1
-mkdir -p "$out"
+. "$(dirname "$0")/mcunet-runs.sh"
 for seed in "$@"; do
   for last in 4 8; do
     budget=386KB
@@ -17,13 +15,8 @@ for seed in "$@"; do
     for method in plain hosvd:--epsilon:0.8 hosvd:--epsilon:0.9 hosvd8:--epsilon:0.9 hosvd8:--epsilon:0.95 \
       hosvd8:--epsilon:0.97 subspace:--epsilon:0.8 subspace:--epsilon:0.82 subspace:--epsilon:0.83 \
       subspace:--epsilon:0.85 subspace:--epsilon:0.9 subspace:--epsilon:0.92 "hosvd:--budget:$budget"; do
-      run=$out/${method//:/}-last$last-seed$seed
-      grep -qs '"kind": "memory"' "$run/record.jsonl" && continue
-      resume=()
-      [ ! -e "$run/checkpoint.pt" ] || resume=(--resume)
-      echo tuckprop train --model mcunet --weights "$weights" --data cifar10 --data-path "$data" --resolution 128 \
-        --train-size 4000 --val-size 1500 --batch-size 64 --epochs 4 --learning-rate 0.005 --momentum 0.9 \
-        --channels-last --codec "${method//:/ }" --last "$last" --seed "$seed" --out "$run" "${resume[@]}"
+      command_of "$method" "$last" "$seed" --train-size 4000 --val-size 1500 --batch-size 64 --epochs 4 \
+        --learning-rate 0.005 --momentum 0.9
     done
   done
-done | xargs -P 2 -I{} sh -c '{} >/dev/null || echo "failed: {}" >&2'
+done | two_at_a_time

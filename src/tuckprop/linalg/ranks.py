@@ -1,7 +1,12 @@
 """How many components a mode keeps."""
 
+from bisect import bisect_left
+from itertools import accumulate
+
 import torch
 from torch import Tensor
+
+from tuckprop.linalg.lagged import waiting_costs
 
 
 def explained_variance_rank(energies: Tensor, epsilon: float) -> Tensor:
@@ -16,6 +21,11 @@ def explained_variance_rank(energies: Tensor, epsilon: float) -> Tensor:
 
     Source: Nguyen et al., NeurIPS 2024 (arXiv 2411.06346), the explained-variance threshold of HOSVD and SVD.
     """
+    if not waiting_costs(energies.device):
+        # A few operations of PyTorch take longer than a loop over as many numbers as a mode has.
+        kept = list(accumulate(max(0.0, energy) for energy in energies.tolist()))
+        rank = min(bisect_left(kept, epsilon * kept[-1]) + 1, len(kept))
+        return torch.tensor(rank, device=energies.device)
     energies = energies.clamp_min(0)
     share = energies.cumsum(0)
     short = (share < epsilon * share[-1]).sum()

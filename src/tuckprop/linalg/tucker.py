@@ -11,6 +11,13 @@ from tuckprop.linalg.basis import Spectrum, low_rank_spectrum, may_be_low_rank, 
 from tuckprop.linalg.modes import mode_gram, mode_product, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
+# One element moved through memory costs as much as this many operations; products along the last mode run slower.
+_MOVE = 32
+_LAST = 1.5
+
+# Two modes of so many positions together are contracted at once.
+_JOINT = 64
+
 
 def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
     """Factor `x` into a core and one orthonormal factor a mode, each mode truncated on its own.
@@ -60,16 +67,37 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
 
 
 def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
-    """Return the core: `x` contracted with every factor [n_j, k_j], the mode that shrinks most first."""
-    modes = sorted(factors, key=lambda m: factors[m].shape[1] / factors[m].shape[0])
+    """Return the core: `x` contracted with every factor [n_j, k_j], in the order that costs least."""
+    modes = sorted(factors, key=lambda m: _cost(*factors[m].shape, last=m == len(x.shape) - 1))
     if isinstance(x, Standardised):
         if not modes:
             return x.dense()
         first = modes.pop(0)
-        x = x.mode_product(factors[first], first)
+        core = x.mode_product(factors[first], first)
+    else:
+        core = x
+    height, width = core.dim() - 2, core.dim() - 1
+    if {height, width} <= set(modes) and core.shape[height] * core.shape[width] <= _JOINT:
+        # Two modes this small are contracted by one product.
+        # Views of their own: one column counts as contiguous with strides that kron refuses.
+        both = torch.kron(*(factors[mode].reshape(-1).view(factors[mode].shape) for mode in (height, width)))
+        sizes = (factors[height].shape[1], factors[width].shape[1])
+        core, modes = core.flatten(height), [mode for mode in modes if mode < height]
+        sooner = [mode for mode in modes if _cost(*factors[mode].shape) < _cost(*both.shape, last=True)]
+        for mode in sooner:
+            core = mode_product(core, factors[mode], mode)
+        core = mode_product(core, both, height).unflatten(height, sizes)
+        modes = [mode for mode in modes if mode not in sooner]
     for mode in modes:
-        x = mode_product(x, factors[mode], mode)
-    return x
+        core = mode_product(core, factors[mode], mode)
+    return core
+
+
+def _cost(size: int, rank: int, *, last: bool = False) -> float:
+    """Return by what the modes of a chain of products are ordered: what one costs an element, over what it removes."""
+    share = rank / size
+    cost = (2 * rank + _MOVE * (1 + share)) * (_LAST if last else 1)
+    return cost / (1 - share) if share < 1 else float("inf")
 
 
 def modes_worth_factoring(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
