@@ -1,6 +1,6 @@
 """The truncated higher-order singular value decomposition (HOSVD)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import prod
 
@@ -68,36 +68,48 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
 
 def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
     """Return the core: `x` contracted with every factor [n_j, k_j], in the order that costs least."""
-    modes = sorted(factors, key=lambda m: _cost(*factors[m].shape, last=m == len(x.shape) - 1))
+    left = dict(factors)
     if isinstance(x, Standardised):
-        if not modes:
+        if not left:
             return x.dense()
-        first = modes.pop(0)
-        core = x.mode_product(factors[first], first)
+        first = _order(x, left)[0][0]
+        core = x.mode_product(left.pop(first), first)
     else:
         core = x
-    height, width = core.dim() - 2, core.dim() - 1
-    if {height, width} <= set(modes) and core.shape[height] * core.shape[width] <= _JOINT:
-        # Two modes this small are contracted by one product.
+    for modes in _order(core, left):
+        if len(modes) == 1:
+            core = mode_product(core, factors[modes[0]], modes[0])
+            continue
         # Views of their own: one column counts as contiguous with strides that kron refuses.
-        both = torch.kron(*(factors[mode].reshape(-1).view(factors[mode].shape) for mode in (height, width)))
-        sizes = (factors[height].shape[1], factors[width].shape[1])
-        core, modes = core.flatten(height), [mode for mode in modes if mode < height]
-        sooner = [mode for mode in modes if _cost(*factors[mode].shape) < _cost(*both.shape, last=True)]
-        for mode in sooner:
-            core = mode_product(core, factors[mode], mode)
-        core = mode_product(core, both, height).unflatten(height, sizes)
-        modes = [mode for mode in modes if mode not in sooner]
-    for mode in modes:
-        core = mode_product(core, factors[mode], mode)
+        both = torch.kron(*(factors[mode].reshape(-1).view(factors[mode].shape) for mode in modes))
+        sizes = [factors[mode].shape[1] for mode in modes]
+        core = mode_product(core.flatten(modes[0]), both, modes[0]).unflatten(modes[0], sizes)
     return core
 
 
-def _cost(size: int, rank: int, *, last: bool = False) -> float:
-    """Return by what the modes of a chain of products are ordered: what one costs an element, over what it removes."""
-    share = rank / size
-    cost = (2 * rank + _MOVE * (1 + share)) * (_LAST if last else 1)
-    return cost / (1 - share) if share < 1 else float("inf")
+def _order(x: Tensor | Standardised, factors: dict[int, Tensor]) -> list[tuple[int, ...]]:
+    return contraction_order(x.shape, {mode: factor.shape[1] for mode, factor in factors.items()})
+
+
+def contraction_order(shape: Sequence[int], ranks: Mapping[int, int]) -> list[tuple[int, ...]]:
+    """Return the modes to contract, in the order that costs least; the last two in one product where they are small.
+
+    Args:
+        shape: Sizes n_1..n_d.
+        ranks: By mode to contract, the rank.
+    """
+    last = len(shape) - 1
+    groups: list[tuple[int, ...]] = [(mode,) for mode in ranks]
+    if {last - 1, last} <= set(ranks) and shape[last - 1] * shape[last] <= _JOINT:
+        groups = [*((mode,) for mode in ranks if mode < last - 1), (last - 1, last)]
+
+    def cost(modes: tuple[int, ...]) -> float:
+        """Return what a product costs an element, over the share of the elements that it removes."""
+        size, rank = prod(shape[mode] for mode in modes), prod(ranks[mode] for mode in modes)
+        price = (2 * rank + _MOVE * (1 + rank / size)) * (_LAST if last in modes else 1)
+        return price / (1 - rank / size) if rank < size else float("inf")
+
+    return sorted(groups, key=cost)
 
 
 def modes_worth_factoring(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:

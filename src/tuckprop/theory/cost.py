@@ -10,6 +10,7 @@ Source: Nguyen et al., NeurIPS 2024 (arXiv 2411.06346), and the counts in its au
 
 from math import prod
 
+from tuckprop.linalg.tucker import contraction_order
 from tuckprop.theory.convolution import Convolution, check_ranks
 
 
@@ -107,10 +108,11 @@ def hosvd_overhead_as_published(conv: Convolution) -> int:
 def hosvd_overhead_by_gram(conv: Convolution, ranks: tuple[int, ...]) -> int:
     """Return what HOSVD adds to forward in this library: `sum_j M_j^2 P_j + M_j^3`, and the projection to the core.
 
-    The core is projected mode by mode, the one that shrinks most first; modes of size 1 cost nothing. Derived here, for
-    unfoldings that are wider than tall and with a factor on every mode that shrinks; a mode that this library leaves
-    whole, because its factor would not pay, changes the projection alone. That compiled kernels compute half of a
-    symmetric matrix, and that small trailing modes share one, is not counted.
+    The core is projected in the order that `tuckprop.linalg.tucker.contraction_order` gives; modes of size 1 cost
+    nothing. Derived here, for unfoldings that are wider than tall and with a factor on every mode that shrinks; a mode
+    that this library leaves whole, because its factor would not pay, changes the projection alone. That compiled
+    kernels compute half of a symmetric matrix, that small trailing modes share one, and that modes of low rank are
+    decomposed within their range, is not counted.
 
     Eq. 15 of docs/predictions.md.
 
@@ -120,10 +122,11 @@ def hosvd_overhead_by_gram(conv: Convolution, ranks: tuple[int, ...]) -> int:
     check_ranks(conv.shape, ranks)
     bases = sum(gram_basis(*conv.unfolding(mode)) for mode, size in enumerate(conv.shape) if size > 1)
     left, projection = conv.elements, 0
-    for size, rank in sorted(zip(conv.shape, ranks, strict=True), key=lambda pair: pair[1] / pair[0]):
-        if rank < size:
-            projection += left * rank
-            left = left // size * rank
+    shrinking = {mode: rank for mode, (size, rank) in enumerate(zip(conv.shape, ranks, strict=True)) if rank < size}
+    for modes in contraction_order(conv.shape, shrinking):
+        rank = prod(shrinking[mode] for mode in modes)
+        projection += left * rank
+        left = left // prod(conv.shape[mode] for mode in modes) * rank
     return bases + projection
 
 
