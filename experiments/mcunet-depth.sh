@@ -10,8 +10,8 @@ shift 3
 . "$(dirname "$0")/mcunet-runs.sh"
 for seed in "$@"; do
   for last in 42 4 1 16 2 8; do
-    for method in plain subspace hosvd hosvd8:--epsilon:0.9 hosvd8:--epsilon:0.97 svd gradient_filter:--patch:2 \
-      gradient_filter:--patch:4 gradient_filter:--patch:7; do
+    for method in plain subspace hosvd hosvd8:--epsilon:0.9 hosvd8:--epsilon:0.97 hosvd8:--epsilon:0.999:--recompute \
+      svd gradient_filter:--patch:2 gradient_filter:--patch:4 gradient_filter:--patch:7; do
       command_of "$method" "$last" "$seed" --train-size 4000 --val-size 1500 --batch-size 64 --epochs 4 \
         --learning-rate 0.005 --momentum 0.9
     done
