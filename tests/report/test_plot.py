@@ -18,6 +18,11 @@ ROWS = summarise(
 )
 
 
+def test_no_two_methods_look_alike() -> None:
+    styles = method_styles([f"method {number}" for number in range(40)])
+    assert len({(style["color"], style["marker"]) for style in styles.values()}) == 40
+
+
 def test_a_method_looks_the_same_beside_whatever_others() -> None:
     few = method_styles(["HOSVD 0.8", "plain"])
     many = method_styles(["ours", "Gradient Filter 2", "plain", "SVD 0.8", "HOSVD 0.8", "theirs"])

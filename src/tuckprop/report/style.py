@@ -6,9 +6,13 @@ from itertools import count
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart, and a marker each for print in grey.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+# Okabe and Ito's colours and four of Tol's, which people with colour blindness can tell apart, and a marker each for
+# print in grey.
+COLOURS = (
+    "#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255", "#332288",
+    "#661100",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 # Which of them the paper's methods have in every figure.
 NUMBERS = {
     "plain": 0, "Gradient Filter 2": 1, "Gradient Filter 4": 2, "Gradient Filter 7": 3, "SVD 0.8": 4, "HOSVD 0.8": 5,
@@ -36,8 +40,12 @@ def method_styles(methods: Iterable[str]) -> dict[str, dict[str, str]]:
     numbers = {name: NUMBERS[name] for name in names if name in NUMBERS}
     free = (number for number in count() if number not in numbers.values())
     chosen = {name: numbers[name] if name in numbers else next(free) for name in names}
+    # Past the last colour they come again, with other markers.
     return {
-        name: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        name: {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+        }
         for name, number in chosen.items()
     }
 
