@@ -114,7 +114,7 @@ def test_hosvds_bases_cost_what_the_library_does(layer: Layer) -> None:
     shape = layer.conv.shape
     assume(all(size <= layer.conv.unfolding(mode)[1] for mode, size in enumerate(shape)))
     x, kept = layer.input(), []
-    with patch.object(modes, "_JOINT", 0):  # A Gram matrix for small modes together has more multiply-adds.
+    with patch.object(modes, "JOINT", 0):  # A Gram matrix for small modes together has more multiply-adds.
         done = multiply_adds(lambda: kept.append(hosvd(x, [0.9] * 4)))
     _, factors, _ = kept[0]
     bases = sum(cost.gram_basis(*layer.conv.unfolding(mode)) for mode, size in enumerate(shape) if size > 1)

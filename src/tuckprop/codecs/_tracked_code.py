@@ -13,7 +13,7 @@ from torch import Tensor
 from tuckprop.codecs._base import Packed
 from tuckprop.codecs._coded import CodedPacked
 from tuckprop.codecs._tucker import TuckerPacked, counted
-from tuckprop.linalg.basis import check_energy
+from tuckprop.linalg.basis import check_energy, sum_of_squares
 from tuckprop.linalg.bits import CODE_BITS, packed_bytes
 from tuckprop.linalg.fitted_code import FittedCode, fit
 from tuckprop.linalg.lagged import waiting_costs
@@ -86,7 +86,7 @@ class CodeTracker:
         if known.age >= self.horizon:
             del self.in_use[key]
             return None
-        energy = float(x.energy if isinstance(x, Standardised) else _energy(x))
+        energy = float(x.energy if isinstance(x, Standardised) else sum_of_squares(flat(x)))
         check_energy(energy, like)
         if not energy > 0:
             zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)
@@ -120,7 +120,7 @@ class CodeTracker:
                 break
             if dense is None:
                 dense = x.dense() if isinstance(x, Standardised) else x
-                energy = float(_energy(dense))
+                energy = float(sum_of_squares(flat(dense)))
             if not energy > 0:
                 break
             code = fit(dense, energy, bits)
@@ -153,10 +153,6 @@ def _codable(x: Tensor) -> bool:
 def _coded(x: Tensor, codes: Tensor, levels: Tensor, known: CodeInUse) -> CodedPacked:
     ranks = tuple(min(rank, size) for rank, size in zip(known.ranks, x.shape, strict=True))
     return CodedPacked(codes, levels, (tuple(x.shape), x.stride(), x.dtype, known.code.bits, counted(x.shape, ranks)))
-
-
-def _energy(x: Tensor) -> Tensor:
-    return flat(x).dot(flat(x))
 
 
 __all__ = ["CodeInUse", "CodeTracker", "Key", "least_loss"]

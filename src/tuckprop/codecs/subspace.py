@@ -18,7 +18,7 @@ from tuckprop.codecs._tucker import Parts, TuckerPacked, in_memory_order, in_ord
 from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
-from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
+from tuckprop.linalg.basis import check_energy, spectrum, sum_of_squares, working_dtype
 from tuckprop.linalg.lagged import Lagged, capturing, waiting_costs
 from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
@@ -193,7 +193,7 @@ class SubspaceTracker:
 
     def _factor(self, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
         like = y.x if isinstance(y, Standardised) else y
-        energy = y.energy if isinstance(y, Standardised) else _energy(y)
+        energy = y.energy if isinstance(y, Standardised) else sum_of_squares(y)
         lagging = waiting_costs(like.device)
         if not lagging:
             check_energy(float(energy), like)
@@ -208,7 +208,7 @@ class SubspaceTracker:
         if known is not None and usable:
             core = project(y, {order.index(axis): basis.to(like) for axis, basis in known.factors.items()})
             if not lagging and energy:
-                lost = 1 - float(_energy(core)) / float(energy)
+                lost = 1 - float(sum_of_squares(core)) / float(energy)
                 missed = self._misses(lost, known)
                 core = core if self._fits(lost, known) else None
         if known is None or core is None:
@@ -291,7 +291,7 @@ class SubspaceTracker:
         needed = core
         for mode in factors:
             needed = needed.narrow(mode, 0, bases[mode].needed)
-        lost, expected = (max(0.0, 1 - float(_energy(t)) / energy) if energy else 0.0 for t in (needed, core))
+        lost, expected = (max(0.0, 1 - float(sum_of_squares(t)) / energy) if energy else 0.0 for t in (needed, core))
         by_axis = {order[mode]: basis for mode, basis in factors.items()}
         shares = {order[mode]: bases[mode].shares for mode in factors}
         by_paper = {axis: 0 if axis in whole else ranks[mode] for mode, axis in enumerate(order) if axis != 0}
@@ -334,14 +334,10 @@ def _before(known: Bases | None, axis: int) -> Remembered | None:
     return Remembered(known.factors[axis], known.shares[axis], known.factors[axis].shape[1])
 
 
-def _energy(x: Tensor) -> Tensor:
-    return x.reshape(-1).dot(x.reshape(-1))
-
-
 def _measure(energy: Tensor, tracked: Tensor, core: Tensor) -> Lagged:
     """Send off what `Bases.measured` says; of an activation of 0 it is NaN."""
-    kept = _energy(tracked).double()
-    return Lagged(torch.stack([1 - kept / energy.double(), 1 - _energy(core).double() / kept]))
+    kept = sum_of_squares(tracked).double()
+    return Lagged(torch.stack([1 - kept / energy.double(), 1 - sum_of_squares(core).double() / kept]))
 
 
 @codecs.register("subspace")

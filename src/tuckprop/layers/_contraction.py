@@ -14,12 +14,10 @@ from tuckprop.codecs import Packed
 from tuckprop.layers import _depthwise, _one_tap
 from tuckprop.layers._geometry import Geometry
 from tuckprop.linalg.layout import memory_format, memory_order
-from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.modes import MOVE, mode_product
 
-# One element moved through memory costs as much as this many operations of a large matrix product: 56 on two cores at
-# 375 GFLOP/s and 27 GB/s, 24 at 150 and 25; a convolution's own weight gradient runs at a third of that speed on the
-# one, at all of it on the other.
-_MOVE = 32
+# A convolution's own weight gradient runs at a third of the speed of a large product on one machine, at all of it on
+# another.
 _CONV_SLOWDOWN = 1.5
 _GROUPED_SLOWDOWN = 8
 
@@ -103,7 +101,7 @@ def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     shape = list(weight.shape)
     shape[channel_axis] = factor.shape[1]
     # Only its shape and memory format are read.
-    narrow = weight.new_empty(shape).to(memory_format=memory_format(weight))
+    narrow = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=memory_format(weight))
     gradient = dense_route(core, grad, narrow, geometry)
     if geometry.transposed:
         return mode_product(gradient, factor.T, channel_axis)
@@ -154,13 +152,13 @@ def factored_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: G
 def _joint_is_cheaper(grad: Tensor, windows: dict[int, Tensor]) -> bool:
     columns = [w.shape[1] * w.shape[2] for w in windows.values()]
     positions = [w.shape[0] for w in windows.values()]
-    joint = 2 * prod(columns) + _MOVE
+    joint = 2 * prod(columns) + MOVE
     one_by_one, share = 0.0, 1.0
     for column, position in sorted(zip(columns, positions, strict=True), key=lambda p: p[0] / p[1]):
         # Small batched products run far below the speed of one large one.
-        one_by_one += share * (4 * column + _MOVE)
+        one_by_one += share * (4 * column + MOVE)
         share *= column / position
-        one_by_one += share * _MOVE
+        one_by_one += share * MOVE
     rows = grad.numel() // max(1, prod(positions))
     return joint <= one_by_one and prod(columns) <= rows
 
@@ -236,24 +234,24 @@ def factored_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     elements, cost = float(grad.numel()), 0.0
     if BATCH in factors:
         size, rank = factors[BATCH].shape
-        cost += 2 * elements * rank + _MOVE * elements * (1 + rank / size)
+        cost += 2 * elements * rank + MOVE * elements * (1 + rank / size)
         elements *= rank / size
     sequential, left, joint_columns = 0.0, elements, 1
     for axis, size in enumerate(grad.shape[2:]):
         if SPATIAL + axis in factors:
             columns = geometry.kernel[axis] * factors[SPATIAL + axis].shape[1]
-            sequential += left * (4 * columns + _MOVE) + left * columns / size * _MOVE
+            sequential += left * (4 * columns + MOVE) + left * columns / size * MOVE
             left *= columns / size
             joint_columns *= columns
         elif not _spatial_whole(operands, axis, geometry):
             return float("inf")
-    joint = elements * (2 * joint_columns + _MOVE)
+    joint = elements * (2 * joint_columns + MOVE)
     cost += min(joint, sequential)
     if left > 2 * grad.numel():
         return float("inf")  # Never hold more than about one more gradient.
     taps = prod(geometry.kernel)
     channels = core.shape[CHANNEL]
-    cost += _LAYOUTS * _MOVE * (left + core.numel()) + 2 * left * channels / geometry.groups
+    cost += _LAYOUTS * MOVE * (left + core.numel()) + 2 * left * channels / geometry.groups
     return cost + 2 * grad.shape[1] * taps * channels * weight.shape[0 if geometry.transposed else 1]
 
 
@@ -269,23 +267,23 @@ def rebuilt_cost(
     for axis, factor in sorted(factors.items(), key=lambda item: item[1].shape[0] / item[1].shape[1]):
         if axis not in keep:
             size, rank = factor.shape
-            cost += 2 * elements * size + _MOVE * elements * (1 + size / rank)
+            cost += 2 * elements * size + MOVE * elements * (1 + size / rank)
             elements *= size / rank
     grad_elements = float(grad.numel())
     if BATCH in factors and BATCH in keep:
         size, rank = factors[BATCH].shape
-        cost += 2 * grad_elements * rank + _MOVE * grad_elements * (1 + rank / size)
+        cost += 2 * grad_elements * rank + MOVE * grad_elements * (1 + rank / size)
         grad_elements *= rank / size
     taps = prod(geometry.kernel)
     inputs = weight.shape[1]  # Of a group; outputs of a group, if transposed.
     slowdown = _GROUPED_SLOWDOWN if geometry.groups > 1 else _CONV_SLOWDOWN if taps > 1 else 1
     if CHANNEL in factors and CHANNEL in keep:
         rank = factors[CHANNEL].shape[1]
-        cost += 2 * weight.numel() * rank + _MOVE * weight.numel()
+        cost += 2 * weight.numel() * rank + MOVE * weight.numel()
         if not geometry.transposed:
             inputs = rank
     windows = elements if geometry.transposed else grad_elements
-    return cost + slowdown * 2 * windows * taps * inputs + 2 * _MOVE * (elements + grad_elements)
+    return cost + slowdown * 2 * windows * taps * inputs + 2 * MOVE * (elements + grad_elements)
 
 
 __all__ = ["Operands", "dense_route", "factored_route", "reduced_route", "weight_gradient"]

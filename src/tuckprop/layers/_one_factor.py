@@ -20,11 +20,7 @@ from torch import Tensor
 from tuckprop import native
 from tuckprop.codecs import Packed
 from tuckprop.linalg.layout import is_dense, memory_order
-from tuckprop.linalg.modes import add_expanded, expand, mode_product
-
-# What the compiled products are faster at: few columns, so many positions at a time.
-_NARROW = 64
-_VECTOR = 16
+from tuckprop.linalg.modes import NARROW, add_expanded, expand, mode_product
 
 # A core that is larger than this share of the tensor is not worth a route of its own.
 _LARGEST_CORE = 0.5
@@ -200,7 +196,7 @@ class StatisticsFactor:
     def _served(self, grad: Tensor) -> bool:
         """Say whether the compiled kernels take it: one axis of statistics, and positions that they read at a time."""
         samples, _, after = self._sizes
-        narrow = samples == 1 and after > 1 and after % _VECTOR == 0 and self._core.shape[1] <= _NARROW
+        narrow = samples == 1 and after > 1 and after % native.LANES == 0 and self._core.shape[1] <= NARROW
         return narrow and self._core.dtype == torch.float32 and native.serves(grad)
 
     def _stack(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tuckprop.linalg.eigen import eigh, eigh_batched
 from tuckprop.linalg.lagged import waiting_costs
-from tuckprop.linalg.low_rank import LEAST_SIZE, low_rank_eigh
+from tuckprop.linalg.low_rank import low_rank_eigh
 from tuckprop.linalg.modes import gram_of_rows, mode_gram
 from tuckprop.linalg.ranks import explained_variance_rank
 
@@ -57,6 +57,11 @@ def working_dtype(dtype: torch.dtype, epsilon: float) -> torch.dtype:
     if dtype == torch.float64 or 1 - epsilon < 1e-4:
         return torch.float64
     return torch.float32
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """Return the energy of `x`, a scalar; what is not contiguous is copied."""
+    return x.reshape(-1).dot(x.reshape(-1))
 
 
 def check_energy(energy: float, x: Tensor) -> None:
@@ -127,25 +132,6 @@ def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor
             rank = explained_variance_rank(energies, epsilon)
         found[mode] = Spectrum(energies, rank, vectors, tall[mode])
     return found
-
-
-def may_be_low_rank(x: Tensor, mode: int, epsilon: float) -> bool:
-    """Say whether `low_rank_spectrum` may serve the mode-n unfolding of `x` at this threshold, on this device."""
-    wide_enough = x.shape[mode] >= LEAST_SIZE and x.shape[mode] ** 2 <= x.numel()
-    exact_enough = x.dtype == torch.float32 and epsilon <= _FAR_FROM_ONE
-    return wide_enough and exact_enough and not waiting_costs(x.device)
-
-
-def low_rank_spectrum(gram: Tensor, epsilon: float) -> Spectrum | None:
-    """Return the spectrum of a mode with this Gram matrix [n, n], or None where its rank is not far below n.
-
-    The vectors, [n, m], span all but a millionth of the energy.
-    """
-    found = low_rank_eigh(gram)
-    if found is None:
-        return None
-    energies = found[0].flip(0)
-    return Spectrum(energies, explained_variance_rank(energies, epsilon), found[1])
 
 
 def _decomposed(grams: Sequence[Tensor], epsilons: Sequence[float]) -> list[tuple[Tensor, Tensor]]:

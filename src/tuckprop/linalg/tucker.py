@@ -7,16 +7,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.basis import Spectrum, low_rank_spectrum, may_be_low_rank, spectra
-from tuckprop.linalg.modes import mode_gram, mode_product, trailing_grams
+from tuckprop.linalg.basis import Spectrum, spectra
+from tuckprop.linalg.lagged import waiting_costs
+from tuckprop.linalg.low_rank import LEAST_SIZE
+from tuckprop.linalg.modes import JOINT, MOVE, mode_product, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
-# One element moved through memory costs as much as this many operations; products along the last mode run slower.
-_MOVE = 32
+# Products along the last mode run slower.
 _LAST = 1.5
-
-# Two modes of so many positions together are contracted at once.
-_JOINT = 64
 
 
 def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
@@ -40,24 +38,22 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
     """
     modes = [mode for mode, size in enumerate(x.shape) if size > 1]
     found: dict[int, Spectrum] = {}
-    known: dict[int, Tensor] = {}
-    inner = x
-    if modes:
-        wide = max(modes, key=lambda mode: x.shape[mode])
-        if may_be_low_rank(x, wide, epsilons[wide]):
-            known = {wide: mode_gram(x, wide)}
-            if (few := low_rank_spectrum(known[wide], epsilons[wide])) is not None:
-                # All energy lies in the range of this mode: the others are found in it.
-                found, known, inner = {wide: few}, {}, mode_product(x, few.vectors, wide)
+    inner, wide = x, max(modes, key=lambda mode: x.shape[mode], default=None)
+    if wide is not None and x.shape[wide] >= LEAST_SIZE and not waiting_costs(x.device):
+        found = spectra(x, {wide: epsilons[wide]}, {})
+        vectors = found[wide].vectors
+        if found[wide].tall is None and vectors.shape[1] < len(vectors):
+            # All energy lies in the range of this mode: the others are found in it.
+            inner = mode_product(x, vectors, wide)
     rest = {mode: epsilons[mode] for mode in modes if mode not in found}
-    found |= spectra(inner, rest, trailing_grams(inner) | known)
+    found |= spectra(inner, rest, trailing_grams(inner))
     ranks = [1] * x.dim()
     if modes:
         # The host waits for all ranks once.
         for mode, rank in zip(modes, torch.stack([found[mode].rank for mode in modes]).tolist(), strict=True):
             ranks[mode] = rank
     factors = {mode: found[mode].leading(ranks[mode]) for mode in modes_worth_factoring(x.shape, ranks)}
-    if inner is not x and wide in factors:
+    if wide in factors and inner is not x:
         # The coordinates along this mode's vectors are known already, the leading one last.
         core = inner.narrow(wide, inner.shape[wide] - ranks[wide], ranks[wide]).flip(wide)
         core = project(core, {mode: factor for mode, factor in factors.items() if mode != wide})
@@ -100,13 +96,13 @@ def contraction_order(shape: Sequence[int], ranks: Mapping[int, int]) -> list[tu
     """
     last = len(shape) - 1
     groups: list[tuple[int, ...]] = [(mode,) for mode in ranks]
-    if {last - 1, last} <= set(ranks) and shape[last - 1] * shape[last] <= _JOINT:
+    if {last - 1, last} <= set(ranks) and shape[last - 1] * shape[last] <= JOINT:
         groups = [*((mode,) for mode in ranks if mode < last - 1), (last - 1, last)]
 
     def cost(modes: tuple[int, ...]) -> float:
         """Return what a product costs an element, over the share of the elements that it removes."""
         size, rank = prod(shape[mode] for mode in modes), prod(ranks[mode] for mode in modes)
-        price = (2 * rank + _MOVE * (1 + rank / size)) * (_LAST if last in modes else 1)
+        price = (2 * rank + MOVE * (1 + rank / size)) * (_LAST if last in modes else 1)
         return price / (1 - rank / size) if rank < size else float("inf")
 
     return sorted(groups, key=cost)

@@ -39,7 +39,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 _RETURNING = {"encode"}
 
 # Elements of the widest vector that a kernel works with.
-_LANES = 16
+LANES = 16
 
 # Taps of a depthwise kernel, at most; as in depthwise.c.
 MOST_TAPS = 121
@@ -243,9 +243,9 @@ def gram(stack: Tensor) -> Tensor | None:
     """
     samples, size, positions = stack.shape
     result = stack.new_empty(size, size)
-    if positions == 1 and size % _LANES == 0:
+    if positions == 1 and size % LANES == 0:
         _kernel("gram_columns")(stack.data_ptr(), result.data_ptr(), samples, size)
-    elif positions > 1 and positions % _LANES == 0:
+    elif positions > 1 and positions % LANES == 0:
         _kernel("gram_rows")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
     else:
         return None
@@ -300,6 +300,7 @@ def _sizes(x: Tensor, y: Tensor, window: Sequence[Sequence[int]]) -> Any:
 
 
 __all__ = [
+    "LANES",
     "MOST_TAPS",
     "batch_norm",
     "batch_norm_backward",

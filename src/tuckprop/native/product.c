@@ -59,7 +59,7 @@ void product_rows(const float *x, const float *m, float *y, const float *scale, 
   const int copies = tiles > 1 && positions > GROUP;
 #pragma omp parallel
   {
-    float *near = copies ? aligned_alloc(64, size * GROUP * sizeof(float)) : NULL;
+    float *near = copies ? malloc(size * GROUP * sizeof(float)) : NULL;
 #pragma omp for schedule(static)
     for (Size unit = 0; unit < samples * groups; unit++) {
       const Size s = unit / groups, start = unit % groups * GROUP, count = least(GROUP, positions - start);
