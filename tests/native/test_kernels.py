@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -220,6 +220,20 @@ def test_gram(samples: int, size: int, blocks: int) -> None:
 
 
 @needs_compiler
+@given(samples=st.integers(1, 20), size=st.integers(32, 330), positions=st.integers(1, 40))
+@example(samples=3, size=577, positions=130)
+@example(samples=300, size=256, positions=1)
+def test_gram_of_any_sizes(samples: int, size: int, positions: int) -> None:
+    stack = normal(samples * size * positions).view(samples, size, positions)
+    found = native.gram(stack)
+    assert found is not None
+    double = stack.double()
+    expected = (double @ double.transpose(1, 2)).sum(0)
+    assert_close(found.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.trace() / size))
+    assert torch.equal(found, found.T)
+
+
+@needs_compiler
 @given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))
 def test_cross(samples: int, size: int, columns: int, blocks: int) -> None:
     left, right = torch.randn(samples, size, 16 * blocks), torch.randn(samples, columns, 16 * blocks)
@@ -260,7 +274,7 @@ def test_product_of_rows(count: int, size: int, columns: int) -> None:
 
 
 @needs_compiler
-def test_gram_leaves_other_sizes() -> None:
+def test_gram_leaves_small_sizes() -> None:
     assert native.gram(torch.ones(3, 5, 7)) is None
     assert native.gram(torch.ones(3, 5, 1)) is None
 

@@ -14,7 +14,7 @@ from tuckprop import native
 # A copied slab of this many elements (4 MiB of float32) stays in cache and bounds the work memory.
 _SLAB = 1 << 20
 
-# A Gram matrix this large is worth more than one product, as it is symmetric; below it a compiled kernel is faster.
+# A Gram matrix this large is worth more than one product, as it is symmetric.
 _WIDE = 256
 
 # One element moved through memory costs as much as this many operations of a large matrix product: 56 on two cores at
@@ -104,10 +104,9 @@ def mode_gram(x: Tensor, mode: int) -> Tensor:
     """
     size = x.shape[mode]
     before, after = prod(x.shape[:mode]), prod(x.shape[mode + 1 :])
-    if size < _WIDE and x.is_contiguous() and native.serves(x):
-        found = native.gram(x.view(before, size, after))
-        if found is not None:
-            return found
+    found = _compiled_gram(x, before, after)
+    if found is not None:
+        return found
     if before == 1:
         return gram_of_rows(x.reshape(size, after))
     if after == 1:
@@ -126,8 +125,15 @@ def mode_gram(x: Tensor, mode: int) -> Tensor:
     return gram
 
 
+def _compiled_gram(x: Tensor, before: int, after: int) -> Tensor | None:
+    """Return the Gram matrix [n, n] of `x` seen as a stack [before, n, after], or None where no kernel serves."""
+    if not x.is_contiguous() or not native.serves(x):
+        return None
+    return native.gram(x.view(before, -1, after))
+
+
 def gram_of_rows(rows: Tensor) -> Tensor:
-    """Return `rows @ rows.T`; of a large result, no more than five eighths are computed, as it is symmetric.
+    """Return `rows @ rows.T`; of a large result, half is computed, or five eighths, as it is symmetric.
 
     Args:
         rows: Shape [n, p], any strides.
@@ -136,6 +142,10 @@ def gram_of_rows(rows: Tensor) -> Tensor:
         Shape [n, n].
     """
     size = len(rows)
+    stack = rows if rows.is_contiguous() else rows.T
+    found = _compiled_gram(stack, *((1, rows.shape[1]) if stack is rows else (rows.shape[1], 1)))
+    if found is not None:
+        return found
     if size < _WIDE:
         return rows @ rows.T
     half = size // 2

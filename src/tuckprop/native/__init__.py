@@ -27,6 +27,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "batch_norm_backward": (*[c_void_p] * 8, *[c_int64] * 3),
     "gram_rows": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
     "gram_columns": (c_void_p, c_void_p, c_int64, c_int64),
+    "gram_panels": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
     "cross_rows": (c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
     "product_rows": (c_void_p, c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
     "product_columns": (c_void_p, c_void_p, c_void_p, *[c_int64] * 3),
@@ -40,6 +41,10 @@ _RETURNING = {"encode"}
 
 # Elements of the widest vector that a kernel works with.
 LANES = 16
+
+# From this size on a Gram matrix is worth a copy of what it is made from; below the other it takes what fits LANES.
+_WIDE = 256
+_NARROW = 32
 
 # Taps of a depthwise kernel, at most; as in depthwise.c.
 MOST_TAPS = 121
@@ -233,7 +238,7 @@ def batch_norm_backward(
 
 
 def gram(stack: Tensor) -> Tensor | None:
-    """Return the sum of `X X^T` over the matrices X of a stack, or None where its sizes are no multiples of 16.
+    """Return the sum of `X X^T` over the matrices X of a stack, or None where these are too small to be worth it.
 
     Args:
         stack: float32 [samples, size, positions], contiguous.
@@ -243,10 +248,12 @@ def gram(stack: Tensor) -> Tensor | None:
     """
     samples, size, positions = stack.shape
     result = stack.new_empty(size, size)
-    if positions == 1 and size % LANES == 0:
+    if size < _WIDE and positions == 1 and size % LANES == 0:
         _kernel("gram_columns")(stack.data_ptr(), result.data_ptr(), samples, size)
-    elif positions > 1 and positions % LANES == 0:
+    elif size < _WIDE and positions > 1 and positions % LANES == 0:
         _kernel("gram_rows")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
+    elif size >= _NARROW:
+        _kernel("gram_panels")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
     else:
         return None
     return result

@@ -1,6 +1,6 @@
 /* Gram matrices G = sum over samples of X X^T, float32, of a stack X [samples, size, positions]: only the half below the
- * diagonal is computed, and no copy of X is made where its rows are short. Tiles of G are summed in registers over as
- * much of X as stays in the cache. */
+ * diagonal is computed. Tiles of G are summed in registers over as much of X as stays in the cache; X is read where it is,
+ * or, where G is large, from copies of its columns in panels. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +13,9 @@ enum { TILE = LANES == 16 ? 5 : 3, HIGH = 6, WIDE = LANES == 16 ? 4 : 2 };
 
 /* Elements of X that a tile sums over before it leaves the registers, and those that stay in the cache. */
 enum { DEEP = 1024, CACHED = 1 << 17, GROUPS = 16 };
+
+/* Rows and columns of a panel. */
+enum { PANEL = 128, GROUP = WIDE * LANES };
 
 /* G[i.., j..] += X[i..] Z[j..]^T for a tile, over `samples` matrices whose rows are `pitch` apart, and columns 0..count.
  * Rows beyond the last are computed as the last and not written. */
@@ -38,14 +41,22 @@ static inline void rows_tile(const float *x, const float *z, float *gram, Size i
 
 /* Adds the groups' sums in their order, whatever thread had them. */
 static void add_up(const float *parts, float *gram, Size groups, Size elements) {
-  memset(gram, 0, elements * sizeof(float));
-  for (Size group = 0; group < groups; group++)
-    for (Size e = 0; e < elements; e++) gram[e] += parts[group * elements + e];
+#pragma omp parallel for schedule(static)
+  for (Size start = 0; start < elements; start += DEEP) {
+    const Size count = least(DEEP, elements - start);
+    memcpy(gram + start, parts + start, count * sizeof(float));
+    for (Size group = 1; group < groups; group++)
+      for (Size e = start; e < start + count; e++) gram[e] += parts[group * elements + e];
+  }
 }
 
+/* Square by square, as a column of them stays in the cache. */
 static void fill_upper(float *gram, Size size) {
-  for (Size i = 0; i < size; i++)
-    for (Size j = i + 1; j < size; j++) gram[i * size + j] = gram[j * size + i];
+#pragma omp parallel for schedule(static, 1)
+  for (Size i = 0; i < size; i += LANES)
+    for (Size j = i; j < size; j += LANES)
+      for (Size r = j; r < least(j + LANES, size); r++)
+        for (Size c = i; c < least(i + LANES, r); c++) gram[c * size + r] = gram[r * size + c];
 }
 
 /* The sum of X Z^T for X [samples, rows, positions] and Z [samples, columns, positions]; where both are one, the half
@@ -77,6 +88,88 @@ void gram_rows(const float *x, float *gram, Size samples, Size size, Size positi
 
 void cross_rows(const float *x, const float *z, float *sum, Size samples, Size rows, Size columns, Size positions) {
   sum_rows(x, z, sum, samples, rows, columns, positions);
+}
+
+/* Copies columns j.. of rows first..first + count to a panel [count, GROUP], from X [rows, size] or, with more than one
+ * position, from the transposes of matrices [size, positions]. Columns beyond the last are zeros. */
+static void pack(const float *x, float *panel, Size first, Size count, Size j, Size size, Size positions) {
+  const Size columns = least(GROUP, size - j);
+  if (columns < GROUP) memset(panel, 0, count * GROUP * sizeof(float));
+  if (positions == 1) {
+    for (Size n = 0; n < count; n++) memcpy(panel + n * GROUP, x + (first + n) * size + j, columns * sizeof(float));
+    return;
+  }
+  for (Size n = 0, now; n < count; n += now) {
+    const Size sample = (first + n) / positions, start = (first + n) % positions;
+    const float *from = x + (sample * size + j) * positions + start;
+    float *to = panel + n * GROUP;
+    now = least(LANES, least(count - n, positions - start));
+    if (now == LANES)
+      for (Size c = 0; c < columns; c++)
+        for (Size p = 0; p < LANES; p++) to[p * GROUP + c] = from[c * positions + p];
+    else
+      for (Size c = 0; c < columns; c++)
+        for (Size p = 0; p < now; p++) to[p * GROUP + c] = from[c * positions + p];
+  }
+}
+
+/* G[i.., j..] += sum over n of left[n, i..] right[n, j..] for HIGH rows and `vectors` vectors of columns. */
+static inline __attribute__((always_inline)) void panel_tile(const float *const *left, const float *right, float *gram,
+                                                             Size pitch, Size rows, Size columns, Size count,
+                                                             const int vectors) {
+  Vector sum[HIGH][WIDE] = {{{0}}};
+  for (Size n = 0; n < count * GROUP; n += GROUP) {
+    Vector part[WIDE];
+    for (int v = 0; v < vectors; v++) part[v] = *(const Vector *)(right + n + v * LANES);
+    for (int t = 0; t < HIGH; t++)
+      for (int v = 0; v < vectors; v++) sum[t][v] += left[t][n] * part[v];
+  }
+  for (int t = 0; t < rows; t++) {
+    float *to = gram + t * pitch;
+    for (int v = 0; v < vectors; v++)
+      if ((v + 1) * LANES <= columns)
+        *(Vector *)(to + v * LANES) += sum[t][v];
+      else
+        for (Size c = v * LANES; c < columns; c++) to[c] += sum[t][v][c - v * LANES];
+  }
+}
+
+/* Rows i.. of G += P^T P, up to the diagonal, for P in panels. */
+static void add_panels(const float *panels, float *gram, Size i, Size size, Size count) {
+  const float *left[HIGH];
+  for (int t = 0; t < HIGH; t++) {
+    const Size row = least(i + t, size - 1);
+    left[t] = panels + row / GROUP * GROUP * count + row % GROUP;
+  }
+  const Size rows = least(HIGH, size - i), end = i + rows;
+  for (Size j = 0; j < end; j += GROUP) {
+    const Size columns = least(GROUP, end - j);
+    const float *right = panels + j * count;
+    float *to = gram + i * size + j;
+    switch ((columns + LANES - 1) / LANES) {
+      case 1: panel_tile(left, right, to, size, rows, columns, count, 1); break;
+      case 2: panel_tile(left, right, to, size, rows, columns, count, 2); break;
+      case 3: panel_tile(left, right, to, size, rows, columns, count, WIDE < 3 ? WIDE : 3); break;
+      default: panel_tile(left, right, to, size, rows, columns, count, WIDE);
+    }
+  }
+}
+
+/* G = sum over samples of X X^T for X [samples, size, positions]; with one position, X^T X for X [samples, size]. */
+void gram_panels(const float *x, float *gram, Size samples, Size size, Size positions) {
+  const Size total = samples * positions;
+  float *panels = malloc((size + GROUP - 1) / GROUP * GROUP * PANEL * sizeof(float));
+  memset(gram, 0, size * size * sizeof(float));
+#pragma omp parallel
+  for (Size first = 0; first < total; first += PANEL) {
+    const Size count = least(PANEL, total - first);
+#pragma omp for schedule(static)
+    for (Size j = 0; j < size; j += GROUP) pack(x, panels + j * count, first, count, j, size, positions);
+#pragma omp for schedule(static, 1)
+    for (Size i = 0; i < size; i += HIGH) add_panels(panels, gram, i, size, count);
+  }
+  fill_upper(gram, size);
+  free(panels);
 }
 
 static inline __attribute__((always_inline)) void columns_tile(const float *x, float *gram, Size i, Size j, Size size,
