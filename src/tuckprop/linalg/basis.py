@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tuckprop.linalg.eigen import eigh, eigh_batched
 from tuckprop.linalg.lagged import waiting_costs
+from tuckprop.linalg.leading import leading_eigh
 from tuckprop.linalg.low_rank import low_rank_eigh
 from tuckprop.linalg.modes import gram_of_rows, mode_gram
 from tuckprop.linalg.ranks import explained_variance_rank
@@ -26,16 +27,19 @@ class Spectrum:
     """The left singular vectors of one unfolding and their energies, leading first.
 
     Attributes:
-        energies: Squared singular values, descending, shape [m], m = min(n, p) for an unfolding [n, p]. Fewer where the
-            others have a millionth of the energy together and the threshold is far from one.
+        energies: Squared singular values, descending, shape [m], m = min(n, p) for an unfolding [n, p]. Where the
+            threshold is far from one there may be fewer: the others have a millionth of the energy together, or are not
+            asked for.
         rank: How many vectors reach the threshold that was asked for; a scalar int64 tensor.
         vectors: Eigenvectors of the smaller Gram matrix, as columns, the leading one last, shape [min(n, p), m].
+        complete: Whether the vectors have all energy, but for a millionth. If not, `rank` is m.
         tall: The unfolding, where it is taller than wide and `vectors` are its right singular vectors; else None.
     """
 
     energies: Tensor
     rank: Tensor
     vectors: Tensor
+    complete: bool
     tall: Tensor | None = None
 
     def leading(self, rank: int) -> Tensor:
@@ -122,27 +126,33 @@ def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor
     if grams:
         check_energy(float(grams[0].trace()), x)
     found: dict[int, Spectrum] = {}
-    for (mode, epsilon), (ascending, vectors) in zip(
+    for (mode, epsilon), (ascending, vectors, complete) in zip(
         epsilons.items(), _decomposed(grams, list(epsilons.values())), strict=True
     ):
         energies = ascending.flip(0)
-        if epsilon >= 1:
+        if epsilon >= 1 or not complete:
             rank = torch.full((), len(energies), device=x.device)
         else:
             rank = explained_variance_rank(energies, epsilon)
-        found[mode] = Spectrum(energies, rank, vectors, tall[mode])
+        found[mode] = Spectrum(energies, rank, vectors, complete, tall[mode])
     return found
 
 
-def _decomposed(grams: Sequence[Tensor], epsilons: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-    """Return eigenvalues, ascending, and eigenvectors of every Gram matrix: elsewhere than on a CPU all in one batch.
-
-    Those of almost no energy may be missing where the threshold is far from one.
-    """
+def _decomposed(grams: Sequence[Tensor], epsilons: Sequence[float]) -> list[tuple[Tensor, Tensor, bool]]:
+    """Return `_eigenpairs` of every Gram matrix: elsewhere than on a CPU all of them, in one batch."""
     if len(grams) > 1 and waiting_costs(grams[0].device):
-        return eigh_batched(grams)
-    found = []
-    for gram, epsilon in zip(grams, epsilons, strict=True):
-        few = low_rank_eigh(gram) if epsilon <= _FAR_FROM_ONE and not waiting_costs(gram.device) else None
-        found.append(eigh(gram) if few is None else few)
-    return found
+        return [(*pairs, True) for pairs in eigh_batched(grams)]
+    return [_eigenpairs(gram, epsilon) for gram, epsilon in zip(grams, epsilons, strict=True)]
+
+
+def _eigenpairs(gram: Tensor, epsilon: float) -> tuple[Tensor, Tensor, bool]:
+    """Return eigenvalues, ascending, their eigenvectors, and whether they have all energy, or all but a millionth.
+
+    If not, they are as many as the threshold asks for.
+    """
+    if epsilon <= _FAR_FROM_ONE and not waiting_costs(gram.device):
+        if (few := low_rank_eigh(gram)) is not None:
+            return *few, True
+        if (leading := leading_eigh(gram, epsilon)) is not None:
+            return *leading, False
+    return *eigh(gram), True

@@ -42,7 +42,7 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
     if wide is not None and x.shape[wide] >= LEAST_SIZE and not waiting_costs(x.device):
         found = spectra(x, {wide: epsilons[wide]}, {})
         vectors = found[wide].vectors
-        if found[wide].tall is None and vectors.shape[1] < len(vectors):
+        if found[wide].complete and found[wide].tall is None and vectors.shape[1] < len(vectors):
             # All energy lies in the range of this mode: the others are found in it.
             inner = mode_product(x, vectors, wide)
     rest = {mode: epsilons[mode] for mode in modes if mode not in found}

@@ -31,13 +31,15 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cross_rows": (c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
     "product_rows": (c_void_p, c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
     "product_columns": (c_void_p, c_void_p, c_void_p, *[c_int64] * 3),
+    "tridiagonal": (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
+    "leading_pairs": (c_void_p, c_void_p, c_int64, c_double, c_void_p, c_void_p),
     "depthwise": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
     "depthwise_input": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
     "depthwise_weight": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
 }
 
 # Those that return a number.
-_RETURNING = {"encode"}
+_RETURNING: dict[str, Any] = {"encode": c_double, "leading_pairs": c_int64}
 
 # Elements of the widest vector that a kernel works with.
 LANES = 16
@@ -53,7 +55,7 @@ MOST_TAPS = 121
 @lru_cache(maxsize=8)
 def _kernel(name: str) -> Any:
     function = getattr(library(), name)
-    function.argtypes, function.restype = _SIGNATURES[name], c_double if name in _RETURNING else None
+    function.argtypes, function.restype = _SIGNATURES[name], _RETURNING.get(name)
     return function
 
 
@@ -293,6 +295,46 @@ def product(stack: Tensor, matrix: Tensor, out: Tensor, scale: Tensor | None = N
         _kernel("product_rows")(*pointers, factor, samples, size, matrix.shape[1], positions)
 
 
+def tridiagonal(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a symmetric matrix `A = Q T Q^T` as a tridiagonal one and reflections.
+
+    Args:
+        matrix: float32 [n, n].
+
+    Returns:
+        The diagonal of T, float64 [n]; what is beside it, float64 [n - 1]; the reflections' vectors in the rows of a
+        matrix [n, n], of which vector j starts with a 1 in column j + 1; their factors, float32 [n - 1].
+        `Q = H_0 H_1 ..` with `H_j = 1 - tau_j v_j v_j^T`.
+    """
+    size = len(matrix)
+    rows = matrix.new_zeros(size, -(-size // LANES) * LANES)
+    rows[:, :size] = matrix
+    diagonal, beside = (torch.empty(count, dtype=torch.float64, device="cpu") for count in (size, size - 1))
+    factors = matrix.new_empty(size - 1)
+    pointers = [part.data_ptr() for part in (diagonal, beside, factors)]
+    _kernel("tridiagonal")(rows.data_ptr(), size, rows.shape[1], *pointers)
+    return diagonal, beside, rows[:, :size], factors
+
+
+def leading_pairs(diagonal: Tensor, beside: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
+    """Return the fewest leading eigenpairs of a tridiagonal matrix whose eigenvalues have a share of its trace.
+
+    Args:
+        diagonal: float64 [n], contiguous. No eigenvalue is negative but for rounding, and the trace is positive.
+        beside: float64 [n - 1], contiguous.
+        share: At most 1.
+
+    Returns:
+        Eigenvalues, descending, float64 [k]; eigenvectors of norm 1 in the rows of a float32 matrix [k, n], which those
+        of equal eigenvalues may not be orthogonal in. None where one is not accurate.
+    """
+    size = len(diagonal)
+    values, vectors = torch.empty_like(diagonal), torch.empty(size, size, dtype=torch.float32, device="cpu")
+    pointers = (values.data_ptr(), vectors.data_ptr())
+    count = _kernel("leading_pairs")(diagonal.data_ptr(), beside.data_ptr(), size, share, *pointers)
+    return None if count < 0 else (values[:count], vectors[:count])
+
+
 def _planes(x: Tensor) -> tuple[int, int, int]:
     """Return samples, channels and positions of `x` [b, c, s..]."""
     return x.shape[0], x.shape[1], x.numel() // (x.shape[0] * x.shape[1])
@@ -320,9 +362,11 @@ __all__ = [
     "encode",
     "gate",
     "gram",
+    "leading_pairs",
     "max_pool",
     "max_unpool",
     "product",
     "scale",
     "serves",
+    "tridiagonal",
 ]

@@ -15,7 +15,7 @@ from pathlib import Path
 log = logging.getLogger("tuckprop")
 
 _SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("kernels.c", "depthwise.c", "batch_norm.c", "gram.c", "product.c")
+    Path(__file__).with_name(name) for name in ("kernels.c", "depthwise.c", "batch_norm.c", "gram.c", "product.c", "eigen.c")
 )
 _HEADER = Path(__file__).with_name("vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
@@ -71,6 +71,6 @@ def _compile(compiler: str, path: Path) -> None:
         parts, whole = [Path(folder, f"{source.stem}.o") for source in _SOURCES], Path(folder, "kernels.so")
         steps = [[*_FLAGS, "-c", str(s), "-o", str(part)] for s, part in zip(_SOURCES, parts, strict=True)]
         # Linked without -fopenmp: a second copy of its library would have threads of its own.
-        for arguments in [*steps, ["-shared", *map(str, parts), "-o", str(whole)]]:
+        for arguments in [*steps, ["-shared", *map(str, parts), "-lm", "-o", str(whole)]]:
             subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=120)
         whole.replace(path)
