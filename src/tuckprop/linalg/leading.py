@@ -11,7 +11,7 @@ from tuckprop import native
 # A library is as fast at smaller matrices.
 _LEAST_SIZE = 128
 
-# Eigenvectors of eigenvalues that are equal to rounding come out dependent: they are orthonormal within this, or unused.
+# Eigenvectors of eigenvalues that are equal to rounding may be dependent: they are orthonormal within this, or unused.
 _ORTHONORMAL = 1e-5
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 log = logging.getLogger("tuckprop")
 
 _SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("kernels.c", "depthwise.c", "batch_norm.c", "gram.c", "product.c", "eigen.c")
+    Path(__file__).with_name(f"{name}.c") for name in ("kernels", "depthwise", "batch_norm", "gram", "product", "eigen")
 )
 _HEADER = Path(__file__).with_name("vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
