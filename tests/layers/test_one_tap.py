@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import tuckprop
 from tests.cases import decaying
-from tuckprop import HOSVD, Dense
+from tuckprop import HOSVD, Dense, native
 from tuckprop.codecs import Codec
 from tuckprop.layers import _one_tap
 
@@ -50,6 +50,21 @@ def test_output_and_gradients_are_the_plain_ones(name: str, codec: Codec, monkey
         assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.skipif(not native.serves(torch.ones(1)), reason="needs a C compiler")
+@pytest.mark.parametrize(("channels", "outputs"), [(4, 6), (70, 33), (1, 1)])
+@pytest.mark.parametrize("side", [4, 8])
+def test_compiled_products_are_the_plain_ones(channels: int, outputs: int, side: int) -> None:
+    layer, x = nn.Conv2d(channels, outputs, 1), torch.randn(3, channels, side, side, requires_grad=True)
+    grad = torch.randn(3, outputs, side, side)
+    exact, double = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    exact(double).backward(grad.double())
+    y = tuckprop.convert(layer, Dense())(x)
+    y.backward(grad)
+    assert_close(y.double(), exact(double), rtol=1e-4, atol=1e-4)
+    assert_close(x.grad.double(), double.grad, rtol=1e-4, atol=1e-4)
+    assert_close(layer.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("layer", "x"),
     [
@@ -57,7 +72,7 @@ def test_output_and_gradients_are_the_plain_ones(name: str, codec: Codec, monkey
         (nn.Conv2d(4, 6, 1, padding=1), torch.randn(2, 4, 16, 16)),
         (nn.Conv2d(4, 6, 1, groups=2), torch.randn(2, 4, 16, 16)),
         (nn.Conv2d(4, 6, (1, 3)), torch.randn(2, 4, 16, 16)),
-        (nn.Conv2d(4, 6, 1), torch.randn(2, 4, 4, 4)),
+        (nn.Conv2d(4, 6, 1), torch.randn(2, 4, 3, 5)),
         (nn.Conv2d(4, 6, 1), torch.randn(2, 4, 16, 16).contiguous(memory_format=torch.channels_last)),
         (nn.Conv2d(4, 6, 1).to(memory_format=torch.channels_last), torch.randn(2, 4, 16, 16)),
         (nn.Conv2d(4, 6, 1).double(), torch.randn(2, 4, 16, 16).double()),
