@@ -14,8 +14,8 @@ enum { TILE = LANES == 16 ? 5 : 3, HIGH = 6, WIDE = LANES == 16 ? 4 : 2 };
 /* Elements of X that a tile sums over before it leaves the registers, and those that stay in the cache. */
 enum { DEEP = 1024, CACHED = 1 << 17, GROUPS = 16 };
 
-/* Rows and columns of a panel. */
-enum { PANEL = 128, GROUP = WIDE * LANES };
+/* Rows and columns of a panel, and rows of it that a thread fills. */
+enum { PANEL = 128, PIECE = 32, GROUP = WIDE * LANES };
 
 /* G[i.., j..] += X[i..] Z[j..]^T for a tile, over `samples` matrices whose rows are `pitch` apart, and columns 0..count.
  * Rows beyond the last are computed as the last and not written. */
@@ -157,14 +157,18 @@ static void add_panels(const float *panels, float *gram, Size i, Size size, Size
 
 /* G = sum over samples of X X^T for X [samples, size, positions]; with one position, X^T X for X [samples, size]. */
 void gram_panels(const float *x, float *gram, Size samples, Size size, Size positions) {
-  const Size total = samples * positions;
-  float *panels = malloc((size + GROUP - 1) / GROUP * GROUP * PANEL * sizeof(float));
+  const Size total = samples * positions, groups = (size + GROUP - 1) / GROUP, pieces = PANEL / PIECE;
+  float *panels = malloc(groups * GROUP * PANEL * sizeof(float));
   memset(gram, 0, size * size * sizeof(float));
 #pragma omp parallel
   for (Size first = 0; first < total; first += PANEL) {
     const Size count = least(PANEL, total - first);
 #pragma omp for schedule(static)
-    for (Size j = 0; j < size; j += GROUP) pack(x, panels + j * count, first, count, j, size, positions);
+    for (Size unit = 0; unit < groups * pieces; unit++) {
+      const Size j = unit / pieces * GROUP, start = unit % pieces * PIECE;
+      if (start < count)
+        pack(x, panels + j * count + start * GROUP, first + start, least(PIECE, count - start), j, size, positions);
+    }
 #pragma omp for schedule(static, 1)
     for (Size i = 0; i < size; i += HIGH) add_panels(panels, gram, i, size, count);
   }
