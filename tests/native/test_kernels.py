@@ -249,12 +249,17 @@ def test_cross_of_more_than_a_cache_holds() -> None:
 
 
 @needs_compiler
-@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(1, 15), st.booleans())
-def test_product_of_a_stack(samples: int, size: int, rows: int, blocks: int, added: bool) -> None:
-    stack, matrix = torch.randn(samples, size, 16 * blocks), torch.randn(size, rows)
-    before, scale = torch.randn(samples, rows, 16 * blocks), torch.randn(rows) if added else None
-    out = before.clone() if added else torch.full_like(before, float("nan"))
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(2, 250), st.booleans())
+def test_product_of_a_stack(samples: int, size: int, rows: int, positions: int, added: bool) -> None:
+    stack, matrix = torch.randn(samples, size, positions), torch.randn(size, rows)
+    before, scale = torch.randn(samples, rows, positions), torch.randn(rows) if added else None
+    # What lies behind the result is not written to.
+    memory = torch.full((before.numel() + 64,), float("nan"))
+    out = memory[:-64].view_as(before)
+    if added:
+        out.copy_(before)
     native.product(stack, matrix, out, scale)
+    assert bool(memory[-64:].isnan().all())
     exact = torch.einsum("snp,nk->skp", stack.double(), matrix.double())
     if scale is not None:
         exact += scale.double()[:, None] * before.double()

@@ -32,7 +32,7 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
         prod(geometry.kernel) == prod(geometry.stride) == geometry.groups == 1
         and not geometry.transposed
         and not any(before or after for before, after in geometry.padding)
-        and (prod(shape[2:]) >= _POSITIONS or _compiled(x, prod(shape[2:])))
+        and (prod(shape[2:]) >= _POSITIONS or (_fits(prod(shape[2:])) and native.serves(x)))
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and type(x) in {Tensor, nn.Parameter}
@@ -51,8 +51,9 @@ def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) ->
     return small and positions >= _POSITIONS and serves(x, shape, weight, geometry)
 
 
-def _compiled(x: Tensor, positions: int) -> bool:
-    return positions > 0 and positions % native.LANES == 0 and native.serves(x)
+def _fits(positions: int) -> bool:
+    """Say whether compiled products of so few positions are fast: where they fill vectors."""
+    return positions > 0 and positions % native.LANES == 0
 
 
 def _channels_last(weight: Tensor) -> bool:
@@ -79,7 +80,7 @@ def _products(matrix: Tensor, x: Tensor) -> Tensor:
     """Return `matrix` [n, m] times each sample of `x` [b, m, s..], in a tensor that is no view."""
     # A view that leaves an autograd function may not change in place.
     y = x.new_empty(len(x), len(matrix), *x.shape[2:])
-    if _compiled(x, prod(x.shape[2:])):
+    if native.serves(x):
         native.product(x.flatten(2), matrix.T.contiguous(), y.flatten(2))
     else:
         torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2), out=y.flatten(2))

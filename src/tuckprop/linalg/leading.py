@@ -36,9 +36,11 @@ def leading_eigh(gram: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
     if found is None:
         return None
     energies, rows = found
-    if not bool((rows @ rows.T - torch.eye(len(rows))).abs().amax() < _ORTHONORMAL):
+    products = rows @ rows.T
+    products.diagonal().sub_(1)
+    if not bool(products.abs_().amax() < _ORTHONORMAL):
         return None
-    # Ascending, as eigh has them. The first component of T is that of A, which no reflection changes.
-    vectors = rows.flip(0).T
+    # The first component of T is that of A, which no reflection changes.
+    vectors = rows.T
     vectors[1:] = torch.ormqr(reflections[:-1, 1:].T, factors, vectors[1:])
-    return energies.flip(0).to(gram.dtype), vectors
+    return energies.to(gram.dtype), vectors

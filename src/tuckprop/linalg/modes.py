@@ -57,7 +57,7 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
         return (x.reshape(before, size) @ matrix).reshape(shape)
     if before == 1:
         return (matrix.T @ x.reshape(size, after)).reshape(shape)
-    if before > _FEW and max(size, shape[mode]) * after <= _TINY:
+    if _many_tiny(matrix, before, after):
         # Products of many matrices this small do not pay for their calls; one with the identity multiplied in does.
         identity = torch.eye(after, dtype=matrix.dtype, device=matrix.device)
         rows = matrix.reshape(-1).view(matrix.shape)  # One column counts as contiguous with strides that kron refuses.
@@ -67,11 +67,21 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
 
 def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
     """Say whether compiled kernels multiply the stack `x` [before, n, after] by a matrix [n, k], and faster."""
-    # Where one product does all, a library is as fast once the matrix is large.
-    small = matrix.numel() >= _TINY_PRODUCT and min(matrix.shape) <= NARROW if after == 1 else after % native.LANES == 0
-    worth = small and x.numel() >= _LEAST_PRODUCT and (before > 1 or min(matrix.shape) <= NARROW)
-    taken = worth and x.is_contiguous() and matrix.dtype == x.dtype and native.serves(x)
+    narrow = min(matrix.shape) <= NARROW
+    if after == 1:
+        worth = narrow and matrix.numel() >= _TINY_PRODUCT
+    elif after % native.LANES == 0:
+        # Where one product does all, a library is as fast once the matrix is large.
+        worth = narrow or before > 1
+    else:
+        worth = before > 1 and not _many_tiny(matrix, before, after)
+    taken = worth and x.numel() >= _LEAST_PRODUCT and x.is_contiguous() and matrix.dtype == x.dtype and native.serves(x)
     return taken and not (torch.is_grad_enabled() and (x.requires_grad or matrix.requires_grad))
+
+
+def _many_tiny(matrix: Tensor, before: int, after: int) -> bool:
+    """Say whether products of a matrix [n, k] with stacks [before, n, after] are done as one of a larger matrix."""
+    return before > _FEW and max(matrix.shape) * after <= _TINY
 
 
 def expand(core: Tensor, factor: Tensor, mode: int) -> Tensor:
@@ -91,7 +101,7 @@ def add_expanded(total: Tensor, core: Tensor, factor: Tensor, mode: int) -> None
         total.view(before, size).addmm_(core.reshape(before, rank), factor.T)
     elif before == 1:
         total.view(size, after).addmm_(factor, core.reshape(rank, after))
-    elif before > _FEW and max(size, rank) * after <= _TINY:
+    elif _many_tiny(factor, before, after):
         total.add_(expand(core, factor, mode))
     else:
         total.view(before, size, after).baddbmm_(factor.expand(before, -1, -1), core.reshape(before, rank, after))

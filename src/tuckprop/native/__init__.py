@@ -281,7 +281,7 @@ def product(stack: Tensor, matrix: Tensor, out: Tensor, scale: Tensor | None = N
     """Write `matrix^T X` for each X of a stack into `out`, or add it to `scale` times what `out` has.
 
     Args:
-        stack: float32 [samples, n, positions], contiguous; a multiple of 16 positions, or one, then without `scale`.
+        stack: float32 [samples, n, positions], contiguous; with one position, `scale` is None.
         matrix: float32 [n, k], contiguous.
         out: float32 [samples, k, positions], contiguous.
         scale: float32 [k], contiguous, or None, for which `out` is not read.
@@ -325,7 +325,7 @@ def leading_pairs(diagonal: Tensor, beside: Tensor, share: float) -> tuple[Tenso
         share: At most 1.
 
     Returns:
-        Eigenvalues, descending, float64 [k]; eigenvectors of norm 1 in the rows of a float32 matrix [k, n], which those
+        Eigenvalues, ascending, float64 [k]; eigenvectors of norm 1 in the rows of a float32 matrix [k, n], which those
         of equal eigenvalues may not be orthogonal in. None where one is not accurate.
     """
     size = len(diagonal)

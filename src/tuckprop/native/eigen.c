@@ -72,6 +72,44 @@ static float reflect(float *x, Size j, Size size, double *e) {
   return (*e - first) / *e;
 }
 
+/* `multiply` for the rows first..end, of which those before HIGH's multiples and after go one by one. */
+static void multiply_rows(float *a, Size pitch, Size first, Size end, Size start, const float *v, const float *w,
+                          const float *x, float *p, int pending) {
+  for (Size i = first, high; i < end; i += high) {
+    high = i % HIGH == 0 && i + HIGH <= end ? HIGH : 1;
+    if (high == HIGH && pending) multiply(a, pitch, i, start, v, w, x, p, HIGH, PENDING);
+    else if (high == HIGH) multiply(a, pitch, i, start, v, w, x, p, HIGH, 0);
+    else if (pending) multiply(a, pitch, i, start, v, w, x, p, 1, PENDING);
+    else multiply(a, pitch, i, start, v, w, x, p, 1, 0);
+  }
+}
+
+/* x = row j of A - V W^T - W V^T, for as many columns as `pairs`. */
+static void take_row(const float *a, Size pitch, Size j, const float *v, const float *w, Size pairs, float *x) {
+  memcpy(x, a + j * pitch, pitch * sizeof(float));
+  for (Size k = 0; k < pairs; k++, v += pitch, w += pitch) {
+    const float left = v[j], right = w[j];
+    for (Size i = 0; i < pitch; i++) x[i] -= left * w[i] + right * v[i];
+  }
+}
+
+/* The vector w with which A - x w^T - w x^T is A between two reflections of vector x and factor tau, from p, the product
+ * of x with what A was before the `pairs`; from element j + 1 on. */
+static void companion(const float *p, const float *x, float tau, const float *v, const float *w, Size pairs, Size j,
+                      Size size, Size pitch, float *next) {
+  float missing[PENDING][2];
+  for (Size k = 0; k < pairs; k++) {
+    missing[k][0] = dot(w + k * pitch, x, pitch);
+    missing[k][1] = dot(v + k * pitch, x, pitch);
+  }
+  for (Size i = 0; i < pitch; i++) next[i] = i > j && i < size ? p[i] : 0;
+  for (Size k = 0; k < pairs; k++)
+    for (Size i = j + 1; i < size; i++)
+      next[i] -= v[k * pitch + i] * missing[k][0] + w[k * pitch + i] * missing[k][1];
+  const float half = -0.5f * tau * tau * dot(next, x, pitch);
+  for (Size i = 0; i < pitch; i++) next[i] = tau * next[i] + half * x[i];
+}
+
 /* A [size, pitch], symmetric, pitch a multiple of LANES, zeros beyond the columns, becomes T and Q: row j is replaced by
  * the vector of reflection j, which is 1 at j + 1. d [size], e and the factors tau [size - 1]. */
 void tridiagonal(float *a, Size size, Size pitch, double *d, double *e, float *tau) {
@@ -83,11 +121,7 @@ void tridiagonal(float *a, Size size, Size pitch, double *d, double *e, float *t
     for (Size j = 0, pairs = 0; j < size; j++) {
       float *p = products + j % 2 * pitch, factor = 0;
       double beside = 0;
-      memcpy(x, a + j * pitch, pitch * sizeof(float));
-      for (Size k = 0; k < pairs; k++) {
-        const float left = v[k * pitch + j], right = w[k * pitch + j];
-        for (Size i = 0; i < pitch; i++) x[i] -= left * w[k * pitch + i] + right * v[k * pitch + i];
-      }
+      take_row(a, pitch, j, v, w, pairs, x);
       const double diagonal = x[j];
       if (j + 1 < size) factor = reflect(x, j, size, &beside);
 #pragma omp master
@@ -100,29 +134,10 @@ void tridiagonal(float *a, Size size, Size pitch, double *d, double *e, float *t
       const int full = pairs == PENDING;
 #pragma omp for schedule(static, 1)
       for (Size band = 0; band < size; band += BAND)
-        for (Size i = most(band, j + 1); i < least(band + BAND, size);) {
-          const int high = i % HIGH == 0 && i + HIGH <= size ? HIGH : 1;
-          if (high == HIGH && full) multiply(a, pitch, i, start, v, w, x, p, HIGH, PENDING);
-          else if (high == HIGH) multiply(a, pitch, i, start, v, w, x, p, HIGH, 0);
-          else if (full) multiply(a, pitch, i, start, v, w, x, p, 1, PENDING);
-          else multiply(a, pitch, i, start, v, w, x, p, 1, 0);
-          i += high;
-        }
-      float *next = w + (full ? 0 : pairs) * pitch, *row = v + (full ? 0 : pairs) * pitch;
-      float missing[PENDING][2];
+        multiply_rows(a, pitch, most(band, j + 1), least(band + BAND, size), start, v, w, x, p, full);
       if (full) pairs = 0;
-      for (Size k = 0; k < pairs; k++) {
-        missing[k][0] = dot(w + k * pitch, x, pitch);
-        missing[k][1] = dot(v + k * pitch, x, pitch);
-      }
-      for (Size i = 0; i < pitch; i++) next[i] = i > j && i < size ? p[i] : 0;
-      for (Size k = 0; k < pairs; k++)
-        for (Size i = j + 1; i < size; i++)
-          next[i] -= v[k * pitch + i] * missing[k][0] + w[k * pitch + i] * missing[k][1];
-      const float half = -0.5f * factor * factor * dot(next, x, pitch);
-      for (Size i = 0; i < pitch; i++) next[i] = factor * next[i] + half * x[i];
-      memcpy(row, x, pitch * sizeof(float));
-      pairs++;
+      companion(p, x, factor, v, w, pairs, j, size, pitch, w + pairs * pitch);
+      memcpy(v + pairs++ * pitch, x, pitch * sizeof(float));
     }
     free(v);
   }
@@ -216,8 +231,8 @@ static int twist(const double *d, const double *e, Size size, double norm, doubl
 }
 
 /* The fewest leading eigenpairs of T, of trace above 0 and no negative eigenvalue but for rounding, that have the share
- * of its trace: values [size], and vectors [size, size], one a row. Returns how many, or -1 where one is not accurate or
- * T is not finite. */
+ * of its trace, ascending: values [size], and vectors [size, size], one a row. Returns how many, or -1 where one is not
+ * accurate or T is not finite. */
 Size leading_pairs(const double *d, const double *e, Size size, double share, double *values, float *vectors) {
   double norm = 0, trace = 0, kept = 0, found[CHUNK], *squares = malloc(size * sizeof(double));
   for (Size i = 0; i < size; i++) {
@@ -248,10 +263,15 @@ Size leading_pairs(const double *d, const double *e, Size size, double share, do
       bad |= !twist(d, e, size, norm, some, work, work + size, z);
       for (Size l = 0; l < PAIR && first + l < count; l++) {
         values[first + l] = some[l];
-        for (Size i = 0; i < size; i++) vectors[(first + l) * size + i] = z[i][l];
+        float *row = vectors + (count - 1 - first - l) * size;
+        for (Size i = 0; i < size; i++) row[i] = z[i][l];
       }
     }
     free(work);
+  }
+  for (Size i = 0; i < count / 2; i++) {
+    const double value = values[i];
+    values[i] = values[count - 1 - i], values[count - 1 - i] = value;
   }
   return bad || count == 0 ? -1 : count;
 }

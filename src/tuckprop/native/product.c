@@ -46,8 +46,19 @@ static inline __attribute__((always_inline)) void tile_of(const float *x, Size p
   }
 }
 
-/* Y[s] = M X[s], or scale Y[s] + M X[s] with a number a row, for X [samples, size, positions], M given as its transpose
- * [size, rows], and positions a multiple of LANES. */
+/* y = M x, or scale y + M x, for `count` columns, of which the last ones do not fill a vector. What lies behind them in
+ * x, whose rows are GROUP apart, are zeros. */
+static void edge_of(const float *x, const float *m, Size size, float *y, Size y_pitch, const float *scale, Size high,
+                    Size count) {
+  float edge[HIGH * GROUP] = {0};
+  if (scale)
+    for (Size t = 0; t < high; t++) memcpy(edge + t * GROUP, y + t * y_pitch, count * sizeof(float));
+  for (Size p = 0; p < count; p += LANES) tile_of(x + p, GROUP, m, size, edge + p, GROUP, scale, high, 1);
+  for (Size t = 0; t < high; t++) memcpy(y + t * y_pitch, edge + t * GROUP, count * sizeof(float));
+}
+
+/* Y[s] = M X[s], or scale Y[s] + M X[s] with a number a row, for X [samples, size, positions] and M given as its
+ * transpose [size, rows]. */
 void product_rows(const float *x, const float *m, float *y, const float *scale, Size samples, Size size, Size rows,
                   Size positions) {
   const Size tiles = tiles_of(rows), groups = (positions + GROUP - 1) / GROUP;
@@ -56,30 +67,32 @@ void product_rows(const float *x, const float *m, float *y, const float *scale, 
     const Size first = first_of(rows, t), high = first_of(rows, t + 1) - first;
     for (Size i = 0; i < size; i++) memcpy(tiled + first * size + i * high, m + i * rows + first, high * sizeof(float));
   }
-  const int copies = tiles > 1 && positions > GROUP;
 #pragma omp parallel
   {
-    float *near = copies ? malloc(size * GROUP * sizeof(float)) : NULL;
+    float *near = calloc(size * GROUP, sizeof(float));
 #pragma omp for schedule(static)
     for (Size unit = 0; unit < samples * groups; unit++) {
       const Size s = unit / groups, start = unit % groups * GROUP, count = least(GROUP, positions - start);
       const float *from = x + s * size * positions + start;
       float *to = y + s * rows * positions + start;
       Size pitch = positions;
-      if (copies) {
-        for (Size i = 0; i < size; i++) memcpy(near + i * GROUP, from + i * positions, count * sizeof(float));
+      if (count % LANES || (tiles > 1 && positions > GROUP)) {
+        const Size left = up(count, LANES) * LANES - count;
+        for (Size i = 0; i < size; i++) {
+          memcpy(near + i * GROUP, from + i * positions, count * sizeof(float));
+          memset(near + i * GROUP + count, 0, left * sizeof(float));
+        }
         from = near, pitch = GROUP;
       }
       for (Size t = 0; t < tiles; t++) {
         const Size first = first_of(rows, t), high = first_of(rows, t + 1) - first;
         const float *part = tiled + first * size, *times = scale ? scale + first : NULL;
         float *out = to + first * positions;
-        if (count == GROUP) {
-          tile_of(from, pitch, part, size, out, positions, times, high, WIDE);
-          continue;
-        }
-        for (Size p = 0; p < count; p += LANES)
-          tile_of(from + p, pitch, part, size, out + p, positions, times, high, 1);
+        if (count == GROUP) tile_of(from, pitch, part, size, out, positions, times, high, WIDE);
+        else if (count % LANES) edge_of(from, part, size, out, positions, times, high, count);
+        else
+          for (Size p = 0; p < count; p += LANES)
+            tile_of(from + p, pitch, part, size, out + p, positions, times, high, 1);
       }
     }
     free(near);
