@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tuckprop.codecs._base import Packed
 from tuckprop.codecs._coded import CodedPacked
+from tuckprop.codecs._recent import Recent
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.linalg.basis import check_energy, sum_of_squares
 from tuckprop.linalg.bits import CODE_BITS, packed_bytes
@@ -62,18 +63,18 @@ class CodeTracker:
         epsilon: No more than `1 - epsilon` of the energy may be lost when levels are fitted.
         slack: Levels are used while the lost share is at most `1 + slack` times that.
         horizon: Whether codes or bases serve is decided anew after so many uses.
-        in_use: By activation size.
+        in_use: By activation size, of the last few sizes.
     """
 
     epsilon: float
     slack: float
     horizon: int
-    in_use: dict[Key, CodeInUse] = field(default_factory=dict)
+    in_use: dict[Key, CodeInUse] = field(default_factory=Recent)
 
-    def encode(self, x: Tensor | Standardised) -> tuple[Packed, bool] | None:
+    def encode(self, x: Tensor | Standardised, stays: bool = False) -> tuple[Packed, bool] | None:
         """Return the codes of `x`, and whether levels were fitted anew; None where no code is in use, or serves.
 
-        A code that does not serve any more is forgotten.
+        A code that does not serve any more is forgotten, unless it `stays`, whatever it loses.
 
         Raises:
             NotFactorableError: `x` is not finite; the code in use stays.
@@ -83,7 +84,7 @@ class CodeTracker:
         known = self.in_use.get(key)
         if known is None or not _codable(like):
             return None
-        if known.age >= self.horizon:
+        if known.age >= self.horizon and not stays:
             del self.in_use[key]
             return None
         energy = float(x.energy if isinstance(x, Standardised) else sum_of_squares(flat(x)))
@@ -92,7 +93,7 @@ class CodeTracker:
             zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)
             return _coded(like, zeros, torch.zeros(1 << known.code.bits), known), False
         codes, levels, lost = known.code.encode(x, energy)
-        fitted = lost > (1 + self.slack) * max(known.lost, least_loss(self.epsilon))
+        fitted = not stays and lost > (1 + self.slack) * max(known.lost, least_loss(self.epsilon))
         if fitted:
             # The values are spread otherwise than they were.
             dense = x.dense() if isinstance(x, Standardised) else x
@@ -102,7 +103,8 @@ class CodeTracker:
                 del self.in_use[key]
                 return None
             known = replace(known, code=code, lost=lost)
-        self.in_use[key] = replace(known, age=known.age + 1)
+        if not stays:
+            self.in_use[key] = replace(known, age=known.age + 1)
         return _coded(like, codes, levels, known), fitted
 
     def instead_of(self, form: TuckerPacked, x: Tensor | Standardised) -> Packed:
@@ -140,7 +142,7 @@ class CodeTracker:
 
     def restore(self, state: list[dict[str, Any]]) -> None:
         """Take over what `state` returned."""
-        self.in_use = {}
+        self.in_use = Recent()
         for entry in state:
             code = FittedCode.of(entry["bits"], Levels(**entry["levels"]))
             self.in_use[tuple(entry["size"])] = CodeInUse(code, entry["lost"], tuple(entry["ranks"]), entry["age"])

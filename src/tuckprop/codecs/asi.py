@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
+from tuckprop.codecs._recent import Recent
+from tuckprop.codecs._recomputation import Recomputation
 from tuckprop.codecs._tucker import in_memory_order
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, working_dtype
@@ -26,11 +28,13 @@ class IterationTracker:
 
     Attributes:
         ranks: One a mode; the last serves all further modes.
-        bases: By shape of the activation, then by axis: orthonormal, [n, k].
+        bases: By shape of the activation, of the last few shapes, then by axis: orthonormal, [n, k].
+        recomputation: Tells when an activation is packed again: with the bases that it was packed with.
     """
 
     ranks: tuple[int, ...]
-    bases: dict[tuple[int, ...], dict[int, Tensor]] = field(default_factory=dict)
+    bases: dict[tuple[int, ...], dict[int, Tensor]] = field(default_factory=Recent)
+    recomputation: Recomputation = field(default_factory=Recomputation)
 
     def compress(self, x: Tensor) -> Packed:
         """Return core and factors of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
@@ -42,9 +46,8 @@ class IterationTracker:
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""
-        self.bases = {
-            shape: {axis: function(basis) for axis, basis in known.items()} for shape, known in self.bases.items()
-        }
+        for shape, known in list(self.bases.items()):
+            self.bases[shape] = {axis: function(basis) for axis, basis in known.items()}
 
     def state(self) -> dict[str, Any]:
         """Return the bases, for a checkpoint."""
@@ -52,7 +55,9 @@ class IterationTracker:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
-        self.bases = {tuple(entry["shape"]): dict(entry["factors"]) for entry in state["bases"]}
+        self.bases = Recent()
+        for entry in state["bases"]:
+            self.bases[tuple(entry["shape"])] = dict(entry["factors"])
 
     def _factor(self, y: Tensor, order: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
         flat = y.flatten()
@@ -61,12 +66,16 @@ class IterationTracker:
             check_energy(float(energy), y)
         shape = tuple(y.shape[order.index(axis)] for axis in range(y.dim()))
         known = self.bases.get(shape, {})
+        stays = self.recomputation.repeats(shape) and bool(known)
         moved: dict[int, Tensor] = {}
         for mode, axis in enumerate(order):
             size = y.shape[mode]
             rank = min(self.ranks[min(axis, len(self.ranks) - 1)], size, y.numel() // size)
             basis = known.get(axis)
             start = _random(size, rank, y) if basis is None else basis.to(y)
+            if stays:
+                moved[axis] = start
+                continue
             # An activation that is not finite, where that was not checked, leaves the bases alone.
             moved[axis] = torch.where(energy.isfinite(), iterate(y, start, mode), start)
         self.bases[shape] = moved

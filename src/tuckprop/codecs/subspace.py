@@ -6,6 +6,7 @@ as few-bit numbers of levels (`_tracked_code.py`), and no basis is tracked.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import isnan, prod
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
+from tuckprop.codecs._bases import Bases
+from tuckprop.codecs._recent import Recent
+from tuckprop.codecs._recomputation import Recomputation
 from tuckprop.codecs._tracked_code import CodeTracker, Key, least_loss
 from tuckprop.codecs._tucker import Parts, TuckerPacked, in_memory_order, in_order
 from tuckprop.codecs.dense import DensePacked
@@ -48,39 +52,6 @@ _NEEDLESS = 1 / 3
 _WIDE = 256
 
 
-@dataclass(frozen=True)
-class Bases:
-    """Orthonormal bases of one site for one activation size.
-
-    Attributes:
-        factors: Axis to basis [n, k]; replaced, never changed in place, as a graph may still hold them.
-        shares: Axis to the share of the energy along each vector [k], of this activation and earlier ones.
-        ranks: Rank of every axis but the batch, also of axes left whole.
-        lost: Share of the energy that was lost when the bases were computed, but for the room they have.
-        expected: The same with that room.
-        age: Activations packed with them since.
-        misses: How often bases lost more than they may: raised where they served no activation beyond that they were
-            computed from, lowered where they were replaced for another reason.
-        whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
-        batch_pays: Whether a factor of the batch saved enough bytes when the bases were new.
-        batch_rank: The rank of that factor then; 0 for none.
-        measured: What the last activation packed with them lost, where that is read a step later: the share of the
-            energy lost to the bases, and the share of the rest lost to a factor of the batch.
-    """
-
-    factors: dict[int, Tensor]
-    shares: dict[int, Tensor]
-    ranks: dict[int, int]
-    lost: float
-    expected: float = 0.0
-    age: int = 0
-    misses: int = 0
-    whole: frozenset[int] = frozenset()
-    batch_pays: bool = True
-    batch_rank: int = 0
-    measured: Lagged | None = None
-
-
 @dataclass
 class SubspaceTracker:
     """The bases of one site, and how to move them.
@@ -89,54 +60,62 @@ class SubspaceTracker:
         epsilon: Share of the energy that each mode keeps when bases are computed.
         slack: Bases are used while the lost share of energy is at most `1 + slack` times that at their computation.
         horizon: Bases are computed anew after this many uses, so that ranks can fall again.
-        bases: By activation size.
+        bases: By activation size, of the last few sizes.
         refreshes: How often bases were computed, or levels fitted anew.
         uses: How often an activation was packed.
         codes: What keeps activations instead of bases, where that takes fewer bytes.
+        recomputation: Tells when an activation is packed again: with the state that it was packed with.
     """
 
     epsilon: float
     slack: float
     horizon: int
-    bases: dict[Key, Bases] = field(default_factory=dict)
+    bases: dict[Key, Bases] = field(default_factory=Recent)
     refreshes: int = 0
     uses: int = 0
     codes: CodeTracker = field(init=False)
+    recomputation: Recomputation = field(default_factory=Recomputation)
 
     def __post_init__(self) -> None:
         self.codes = CodeTracker(self.epsilon, self.slack, self.horizon)
 
     def compress(self, x: Tensor) -> Packed:
         """Return the form of `x`; NotFactorableError, where `x` is not finite, leaves the bases alone."""
-        if self._leaves_whole(x):
+        stays = self._stays(x)
+        if self._leaves_whole(x, stays):
             return DensePacked(x)
-        if (coded := self._encode(x)) is not None:
+        if (coded := self._encode(x, stays)) is not None:
             return coded
-        form = in_memory_order(x, working_dtype(x.dtype, self.epsilon), self._factor)
-        return self._smaller(form, x)
+        form = in_memory_order(x, working_dtype(x.dtype, self.epsilon), partial(self._factor, stays))
+        return form if stays else self._smaller(form, x)
 
     def compress_standardised(self, source: Standardised) -> Packed:
         """Return the form of `source.dense()`, which is formed only where bases or levels are computed anew.
 
         What is left whole is kept as `source.x`.
         """
-        if self._leaves_whole(source.x):
+        stays = self._stays(source.x)
+        if self._leaves_whole(source.x, stays):
             return DensePacked(source.x)
-        if (coded := self._encode(source)) is not None:
+        if (coded := self._encode(source, stays)) is not None:
             return coded
         dtype = working_dtype(source.x.dtype, self.epsilon)
         if source.x.dtype != dtype or not is_dense(source.x):
-            form = in_memory_order(source.dense(), dtype, self._factor)
+            form = in_memory_order(source.dense(), dtype, partial(self._factor, stays))
         else:
             order = memory_order(source.x)
-            form = in_order(self._factor(source.permute(order), order), order, source.x.dtype)
-        return self._smaller(form, source)
+            form = in_order(self._factor(stays, source.permute(order), order), order, source.x.dtype)
+        return form if stays else self._smaller(form, source)
 
-    def _encode(self, x: Tensor | Standardised) -> Packed | None:
-        if (coded := self.codes.encode(x)) is None:
+    def _stays(self, x: Tensor) -> bool:
+        """Say whether bases and codes, where there are some, serve `x` as they are: nothing is looked at or moved."""
+        return self.recomputation.repeats(tuple(x.shape[1:])) or capturing(x.device)
+
+    def _encode(self, x: Tensor | Standardised, stays: bool) -> Packed | None:
+        if (coded := self.codes.encode(x, stays)) is None:
             return None
         packed, fitted = coded
-        self.uses += 1
+        self.uses += not stays
         self.refreshes += fitted
         return packed
 
@@ -148,19 +127,20 @@ class SubspaceTracker:
             del self.bases[key]
         return chosen
 
-    def _leaves_whole(self, x: Tensor) -> bool:
+    def _leaves_whole(self, x: Tensor, stays: bool) -> bool:
         """Say whether nothing is known to save bytes here until the horizon; if so, this is one more use."""
         key = tuple(x.shape[1:])
         known = self.bases.get(key)
-        if known is None or known.factors or known.batch_pays or known.age >= self.horizon:
+        if known is None or known.factors or known.batch_pays or (known.age >= self.horizon and not stays):
             return False
-        self.uses += 1
-        self.bases[key] = replace(known, age=known.age + 1)
+        if not stays:
+            self.uses += 1
+            self.bases[key] = replace(known, age=known.age + 1)
         return True
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""
-        for key, known in self.bases.items():
+        for key, known in list(self.bases.items()):
             factors, shares = (
                 {axis: function(part) for axis, part in parts.items()} for parts in (known.factors, known.shares)
             )
@@ -179,7 +159,7 @@ class SubspaceTracker:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
-        self.bases = {}
+        self.bases = Recent()
         for entry in state["bases"]:
             rest = {name: value for name, value in entry.items() if name != "size"}
             measured = entry.get("measured")
@@ -191,23 +171,23 @@ class SubspaceTracker:
         self.codes.restore(state.get("codes", []))
         self.refreshes, self.uses = state["refreshes"], state["uses"]
 
-    def _factor(self, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
+    def _factor(self, stays: bool, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
         like = y.x if isinstance(y, Standardised) else y
         energy = y.energy if isinstance(y, Standardised) else sum_of_squares(y)
         lagging = waiting_costs(like.device)
         if not lagging:
             check_energy(float(energy), like)
-        self.uses += 1
+        self.uses += not stays
         mode, sizes = order.index(0), y.shape
         key = tuple(sizes[order.index(axis)] for axis in range(1, len(order)))
         known = self.bases.get(key)
         core, missed = None, False
-        usable = known is not None and known.age < self.horizon
-        if lagging and known is not None and usable:
-            usable, missed = self._served(known, like.device)
+        usable = known is not None and (stays or known.age < self.horizon)
+        if lagging and known is not None and usable and not stays:
+            usable, missed = self._served(known)
         if known is not None and usable:
             core = project(y, {order.index(axis): basis.to(like) for axis, basis in known.factors.items()})
-            if not lagging and energy:
+            if not lagging and not stays and energy:
                 lost = 1 - float(sum_of_squares(core)) / float(energy)
                 missed = self._misses(lost, known)
                 core = core if self._fits(lost, known) else None
@@ -228,15 +208,16 @@ class SubspaceTracker:
             factors |= batch
         if not known.age:
             known = replace(known, batch_pays=bool(batch), batch_rank=core.shape[mode] if batch else 0)
-        elif lagging and not capturing(like.device):
+        elif lagging and not stays:
             known = replace(known, measured=_measure(energy, tracked, core))
-        self.bases[key] = replace(known, age=known.age + 1)
+        if not stays or not known.age:
+            self.bases[key] = replace(known, age=known.age + 1)
         rank = core.shape[mode] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
 
-    def _served(self, known: Bases, device: torch.device) -> tuple[bool, bool]:
+    def _served(self, known: Bases) -> tuple[bool, bool]:
         """Say whether these bases served the activation before this one, and whether they lost more than they may."""
-        if known.measured is None or capturing(device):
+        if known.measured is None:
             return True, False
         lost, lost_to_batch = known.measured.read()
         if isnan(lost):  # Of an activation that was 0, or not finite: nothing that other bases would have kept.

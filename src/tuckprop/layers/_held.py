@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from tuckprop.layers._uncompiled import uncompiled
+
 # Where PyTorch's formula of a derivative uses the result, the node of the graph has a field of such a name. It is never
 # read: that would run whatever hooks are on saved tensors.
 _FIELDS = ("_saved_result", "_saved_output")
@@ -38,6 +40,7 @@ def holder(x: Tensor) -> Holder | None:
 class NoteInputs:
     """A forward pre-hook of a converted model that notes the tensors the caller holds."""
 
+    @uncompiled
     def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Note every tensor among the arguments that no operation of a graph has made."""
         if torch.is_grad_enabled():

@@ -24,6 +24,7 @@ from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
+from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.linalg.layout import memory_format
 
 # Computes the plain layer's output from input, weight and bias.
@@ -213,6 +214,7 @@ class _Convolution(Twin, _ConvNd):
         """Return the weight's gradient for an input in packed form and a gradient [b, o, m..] of the output."""
         return weight_gradient(packed, grad, self.weight, self._geometry)
 
+    @uncompiled
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return factored_convolution(self, input, weight, bias, super()._conv_forward, self._geometry)
 

@@ -11,6 +11,7 @@ from tuckprop.codecs import Packed
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._twin import Twin, twin_of
+from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.layers.conv import factored_convolution
 
 
@@ -38,6 +39,7 @@ class _TransposedConvolution(Twin, _ConvTransposeNd):
         """Return the weight's gradient for an input in packed form and a gradient [b, o, m..] of the output."""
         return weight_gradient(packed, grad, self.weight, self._geometry(self.output_padding))
 
+    @uncompiled
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Compute the plain layer's output; see `torch.nn.ConvTranspose2d`."""
         stride, padding, kernel, dilation = self._sizes()

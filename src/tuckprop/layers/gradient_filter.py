@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tuckprop.codecs.gradient_filter import GradientFilter, PatchSums
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import PackEvent, autocast, notify, trains, twin_of
+from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.layers.conv import FactoredConv2d, PlainConvolution
 
 
@@ -97,6 +98,7 @@ class FilteredConvolution(torch.autograd.Function):
 class FilteredConv2d(FactoredConv2d):
     """`nn.Conv2d` whose gradients are Gradient Filter's."""
 
+    @uncompiled
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         plain: PlainConvolution = partial(nn.Conv2d._conv_forward, self)
         if not trains(self, input, weight, bias):

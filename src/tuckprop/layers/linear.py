@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tuckprop.codecs import Packed
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
+from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.linalg.modes import mode_product
 
 
@@ -68,6 +69,17 @@ def weight_gradient(packed: Packed, grad: Tensor) -> Tensor:
     return gradient @ factors[features].T if features in factors else gradient
 
 
+@uncompiled
+def factored_linear(module: Twin, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Run a twin's product: plainly where nothing is to be kept, else through `FactoredMatmul`."""
+    if not trains(module, x, weight, bias):
+        return F.linear(x, weight, bias)
+    x, weight, bias = autocast(x, weight, bias)
+    packed = module._site.pack(x) if weight.requires_grad else None
+    result: Tensor = FactoredMatmul.apply(x, weight, bias, packed)
+    return result
+
+
 @twin_of(nn.Linear)
 class FactoredLinear(Twin, nn.Linear):
     """`nn.Linear` that keeps a packed input."""
@@ -76,13 +88,7 @@ class FactoredLinear(Twin, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute `F.linear`, bit for bit. Shape [l.., i] to [l.., o]."""
-        weight, bias = self.weight, self.bias
-        if not trains(self, input, weight, bias):
-            return F.linear(input, weight, bias)
-        x, weight, bias = autocast(input, weight, bias)
-        packed = self._site.pack(x) if weight.requires_grad else None
-        result: Tensor = FactoredMatmul.apply(x, weight, bias, packed)
-        return result
+        return factored_linear(self, input, self.weight, self.bias)
 
     def weight_gradient(self, packed: Packed, grad: Tensor) -> Tensor:
         """Return the weight's gradient for an input in packed form and a gradient [l.., o] of the output."""

@@ -11,6 +11,7 @@ from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._intercept import InterceptingTwin
 from tuckprop.layers._twin import Twin, twin_of
+from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.layers.conv import factored_convolution, geometry_of
 from tuckprop.layers.norm_batch import BatchNormTwin
 from tuckprop.layers.norm_group import GroupNormTwin
@@ -72,6 +73,7 @@ for _name, _mixin in _OTHERS.items():
         globals()[_twin.__name__] = twin_of(getattr(timm_layers, _name))(_twin)
 
 
+@uncompiled
 def conv2d(
     module: Twin,
     input: Tensor,

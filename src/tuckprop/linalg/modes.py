@@ -187,9 +187,12 @@ def trailing_grams(x: Tensor) -> dict[int, Tensor]:
     if sum(x.shape[mode] > 1 for mode in modes) < 2:
         return {}
     together = gram_of_rows(x.reshape(-1, joint).T).reshape(*x.shape[first:], *x.shape[first:])
-    axes = list(range(len(modes)))
-    other = len(modes)  # A subscript that is free.
-    return {
-        mode: torch.einsum(together, [*axes, *[other if a == axis else a for a in axes]], [axis, other])
-        for axis, mode in enumerate(modes)
-    }
+    count = len(modes)
+    found = {}
+    for axis, mode in enumerate(modes):
+        # The sum over equal subscripts of all other modes, one after the other from the last.
+        gram, left = together, count
+        for other in reversed([a for a in range(count) if a != axis]):
+            gram, left = gram.diagonal(dim1=other, dim2=left + other).sum(-1), left - 1
+        found[mode] = gram
+    return found
