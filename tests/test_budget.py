@@ -1,6 +1,7 @@
 """Byte budgets: the allocation against brute force, and the measured bytes of the model that comes out."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import tuckprop
 from tuckprop import ASI, HOSVD, GradientFilter, Subspace
-from tuckprop.budget import Option, allocate, parse_bytes
+from tuckprop.budget import Option, allocate, parse_bytes, tabulate
 from tuckprop.codecs import Dense
 from tuckprop.errors import ConfigError
 
@@ -96,6 +97,31 @@ def test_the_measured_bytes_are_within_a_tenth_of_the_budget(codec: HOSVD | Subs
         errors.append(float((exact - lossy).norm() / exact.norm()))
     assert errors[1] <= errors[0] + 1e-6
     assert not any(isinstance(module, tuckprop.layers.Twin) for module in model.modules())
+
+
+def test_asis_ranks_are_judged_as_published() -> None:
+    """By HOSVD's ranks at six shares of variance, and the Frobenius error that they make in the weight gradient."""
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1)), smooth_images(0)
+    converted = tuckprop.convert(model, tuckprop.Dense())
+    tables = tabulate(converted, ASI(), ["0"], lambda: converted(x).square().sum())
+    weight = model[0].weight
+    exact = torch.autograd.grad(F.conv2d(x, weight, model[0].bias, padding=1).square().sum(), weight)[0]
+    grad = 2 * F.conv2d(x, weight, model[0].bias, padding=1).detach()
+    expected = {}
+    for share in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        packed = HOSVD(share).compress(x)
+        lossy = torch.ops.aten.convolution_backward(
+            grad, packed.dense(), weight.detach(), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
+        )[1]
+        ranks = packed.ranks
+        count = math.prod(ranks) + sum(n * k for n, k in zip(x.shape, ranks, strict=True))
+        if 4 * count < 4 * x.numel():
+            expected.setdefault(4 * count, (ranks, float((lossy - exact).norm())))
+    found = {option.nbytes: (option.codec.ranks, option.error) for option in tables["0"] if option.error}
+    assert found.keys() == expected.keys()
+    for nbytes, (ranks, error) in found.items():
+        assert ranks == expected[nbytes][0]
+        assert error == pytest.approx(expected[nbytes][1], rel=1e-3)
 
 
 def gradients(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:

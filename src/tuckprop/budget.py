@@ -1,21 +1,24 @@
 """Spend a byte budget where it buys the most exact gradient: one codec setting a site, from one calibration batch."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tuckprop.codecs import ASI, HOSVD, Codec, DensePacked
+from tuckprop.codecs import ASI, HOSVD, Codec, DensePacked, Packed
+from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.errors import ConfigError
 from tuckprop.layers import PackEvent, Twin, observe
-from tuckprop.layers._twin import is_smaller
 from tuckprop.linalg.basis import NotFactorableError
 
 # Shares of variance that are tried at each site.
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 0.9999)
+
+# Those that ASI's paper tries.
+PERPLEXITY_GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -27,7 +30,8 @@ class Option:
     Attributes:
         codec: The setting.
         nbytes: Bytes it keeps.
-        error: Squared Frobenius error of the weight gradient, over the squared norm of the exact one.
+        error: Squared Frobenius error of the weight gradient, over the squared norm of the exact one; for ASI the
+            Frobenius error itself, which its paper calls perplexity.
     """
 
     codec: Codec
@@ -108,22 +112,28 @@ def allocate(tables: Mapping[str, Sequence[Option]], budget: int) -> dict[str, O
         chosen[site] = option
 
 
-def settings_of(codec: Codec, x: Tensor) -> list[Codec]:
-    """Return the settings of `codec` to try on the activation `x`.
+def trials(codec: Codec, x: Tensor) -> Iterator[tuple[Codec, Packed, int]]:
+    """Yield the settings of `codec` to try on the activation `x`, the form of `x` to judge each by, and its bytes.
 
-    For ASI these are the ranks that HOSVD has at each share of variance, as published; for others the shares.
+    For ASI the settings are the ranks that HOSVD has at each of the published shares of variance, and the form is
+    HOSVD's, as published: that to which iteration leads. For others they are the shares of `GRID`, by their own forms.
 
     Raises:
         ConfigError: The codec has nothing to set.
     """
     if isinstance(codec, ASI):
-        ranks = {tuple(cast(Any, HOSVD(share).compress(x)).ranks) for share in GRID}
-        return [ASI(r) for r in sorted(ranks)]
+        for share in PERPLEXITY_GRID:
+            form = cast(TuckerPacked, HOSVD(share).compress(x))
+            yield ASI(form.ranks), form, counted(x.shape, form.ranks) * x.element_size()
+        return
     if not any(field.name == "epsilon" for field in fields(codec)):
         raise ConfigError(
             f"budget: {codec!r} has no epsilon or ranks to choose; use Subspace(), HOSVD(), SVD() or ASI()"
         )
-    return [replace(codec, epsilon=share) for share in GRID]  # type: ignore[call-arg]
+    for share in GRID:
+        setting = replace(codec, epsilon=share)  # type: ignore[call-arg]
+        packed = (setting.tracker() or setting).compress(x)
+        yield setting, packed, packed.nbytes
 
 
 def tabulate(
@@ -176,19 +186,20 @@ def tabulate(
 def _options(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> list[Option]:
     grad = grad.reshape(len(x), *grad.shape[grad.dim() - x.dim() + 1 :])
     exact = module.weight_gradient(DensePacked(x), grad)
-    norm = float(exact.square().sum()) or 1.0
-    options = [Option(codec, x.numel() * x.element_size(), 0.0)]
-    seen = set()
-    for setting in settings_of(codec, x):
-        try:
-            packed = (setting.tracker() or setting).compress(x)
-        except NotFactorableError:
-            break
-        if packed.nbytes in seen or not is_smaller(packed, x):
-            continue
-        seen.add(packed.nbytes)
-        error = float((module.weight_gradient(packed, grad) - exact).square().sum()) / norm
-        options.append(Option(setting, packed.nbytes, error))
+    norm = float(exact.norm()) or 1.0
+    whole = x.numel() * x.element_size()
+    options = [Option(codec, whole, 0.0)]
+    seen = {whole}
+    try:
+        for setting, packed, nbytes in trials(codec, x):
+            if nbytes in seen or nbytes > whole:
+                continue
+            seen.add(nbytes)
+            distance = float((module.weight_gradient(packed, grad) - exact).norm())
+            error = distance if isinstance(codec, ASI) else (distance / norm) ** 2
+            options.append(Option(setting, nbytes, error))
+    except NotFactorableError:
+        pass
     return options
 
 

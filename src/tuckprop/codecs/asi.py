@@ -93,8 +93,9 @@ def _random(size: int, rank: int, like: Tensor) -> Tensor:
 class ASI(Codec):
     """Tucker form at fixed ranks; every mode's basis takes one step of subspace iteration from that of the last step.
 
-    Fixed ranks make the memory constant. `tuckprop.plan(..., codec=ASI(), budget=...)` chooses each layer's ranks, as
-    published, from the ranks that HOSVD has on a calibration batch.
+    Fixed ranks make the memory constant. `tuckprop.plan(..., codec=ASI(), budget=...)` chooses each layer's ranks by
+    the published measure, the Frobenius error that HOSVD of those ranks makes in the weight gradient of a calibration
+    batch, at the published shares of variance; by a Lagrange multiplier, where the published code tries every choice.
 
     Attributes:
         ranks: One a mode (batch, channels, height, width), at least 1; the last serves all further modes, and each is
