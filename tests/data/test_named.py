@@ -62,7 +62,7 @@ class Case:
         some: Names of some classes by label.
         missing: A file without which nothing can be read.
         fetch: What the error then says.
-        reader: The class that downloads it.
+        reader: The class, or the function of torchvision, that downloads it.
     """
 
     write: Callable[[Path], Path]
@@ -85,6 +85,7 @@ CASES = {
     "cub200": Case(
         write_cub200, "CUB_200_2011", [1, 3, 5, 7], [0, 1, 199, 0], 200,
         {0: "001.Albatross", 1: "002.Auklet", 199: "200.Yellowthroat"}, "train_test_split.txt", "CUB_200_2011.tgz",
+        "download_and_extract_archive",
     ),
     "flowers102": Case(
         write_flowers102, "flowers-102", [5, 1, 3], [101, 76, 0], 102, {0: "1", 101: "102"}, "setid.mat",
@@ -326,9 +327,8 @@ class _Offline:
         self.asked: list[str] = []
 
     def __getattr__(self, reader: str) -> Callable[..., None]:
-        def download(root: str, download: bool, **arguments: object) -> None:
-            assert download
-            assert Path(root).is_dir()
+        def download(*arguments: str, **options: object) -> None:
+            assert Path(arguments[-1]).is_dir()
             self.asked.append(reader)
             raise URLError("no route to host")
 
@@ -347,6 +347,22 @@ def test_offline_it_says_what_to_fetch_and_where_to_put_it(
     with pytest.raises(DataError, match=rf"{reason}.*{case.fetch}.*--data-path.*put that into {tmp_path}"):
         datasets[name].read(None)
     assert remote.asked == ([] if case.reader is None else [case.reader])
+
+
+def test_an_archive_is_downloaded_once_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def fetch(address: str, root: str) -> None:
+        assert root == str(tmp_path / "tuckprop" / "cub200")
+        asked.append(address)
+        write_cub200(Path(root))
+
+    _places.import_torchvision()
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fetch)
+    for _ in range(2):
+        assert datasets["cub200"].read(None)[0].labels.tolist() == CASES["cub200"].labels
+    assert asked == list(cub200.PLACE.archives)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -26,8 +26,10 @@ class Place:
         inner: The folder that its archives unpack to, perhaps in another.
         marks: Files and folders that must be in there.
         source: What to fetch from where, for error texts.
-        reader: The class in torchvision.datasets that downloads it; None where nothing does.
+        reader: The class in torchvision.datasets that downloads it, if any.
         arguments: Of that class.
+        archives: Addresses of archives to download and unpack besides. Without them and a reader nothing can be
+            downloaded.
     """
 
     title: str
@@ -37,6 +39,7 @@ class Place:
     source: str
     reader: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    archives: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -72,13 +75,16 @@ class Place:
         root = self.folder
         if self._complete(root) is not None:
             return root
-        if self.reader is None:
+        if self.reader is None and not self.archives:
             raise DataError(f"{self.title}: nothing is at {root}, and it has to be fetched by hand; {self.help()}")
         try:
             import_torchvision()
-            reader = getattr(importlib.import_module("torchvision.datasets"), self.reader)
             root.mkdir(parents=True, exist_ok=True)
-            reader(str(root), download=True, **self.arguments)
+            if self.reader is not None:
+                reader = getattr(importlib.import_module("torchvision.datasets"), self.reader)
+                reader(str(root), download=True, **self.arguments)
+            for address in self.archives:
+                importlib.import_module("torchvision.datasets.utils").download_and_extract_archive(address, str(root))
         except _FAILURES as error:
             raise DataError(f"{self.title}: the download into {root} failed ({error}); {self.help()}") from error
         return root

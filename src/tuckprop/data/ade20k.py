@@ -19,6 +19,7 @@ PLACE = Place(
     inner="ADEChallengeData2016",
     marks=("images/training", "images/validation", "annotations/training", "annotations/validation"),
     source="ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu",
+    archives=("http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",),
 )
 
 
@@ -26,8 +27,8 @@ def read_ade20k(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     """Return the training images, and the classes, which have numbers for names.
 
     Args:
-        path: The folder with images and annotations, or the one that holds it as ADEChallengeData2016; None stands for
-            the user's cache folder.
+        path: The folder with images and annotations, or the one that holds it as ADEChallengeData2016; None downloads
+            it, once, into the user's cache folder.
 
     Raises:
         DataError: Files are missing; the text says what to fetch.

@@ -18,6 +18,7 @@ PLACE = Place(
     inner="CUB_200_2011",
     marks=(_IMAGES, _LABELS, _SPLIT, "images"),
     source="CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158",
+    archives=("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",),
 )
 
 
@@ -25,7 +26,7 @@ def read_cub200(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     """Return the training images, and the names of the 200 classes.
 
     Args:
-        path: The folder with images.txt, or the one that holds it; None stands for the user's cache folder.
+        path: The folder with images.txt, or the one that holds it; None downloads it, once, into the user's cache folder.
 
     Raises:
         DataError: Files are missing or damaged; the text says what to fetch.
