@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from tuckprop.data.fit import Fit, squeeze
@@ -85,9 +85,10 @@ class FilePictures:
                 return use(image)
         except FileNotFoundError as error:
             raise DataError(f"{self.where}: the image {name!r} is missing; unpack the data set again") from error
-        except (OSError, zipfile.BadZipFile, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except Exception as error:  # a damaged image or zip may raise anything
+            reason = str(error) or type(error).__name__
             raise DataError(
-                f"{self.where}: cannot decode the image {name!r}: {error}; it may be truncated, replace it"
+                f"{self.where}: cannot decode the image {name!r}: {reason}; it may be truncated, replace it"
             ) from error
 
 
@@ -122,8 +123,9 @@ def read_folder(
         raise DataError(f"{path}: expected a folder or a zip with CLASS/NAME.jpg in it, there is nothing")
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: expected a zip with CLASS/NAME.jpg in it, cannot read it as one: {error}") from error
+    except Exception as error:  # a damaged zip may raise anything
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: expected a zip with CLASS/NAME.jpg in it, cannot read it as one: {reason}") from error
     names = sorted(name for name in archive.namelist() if _is_image(name) and PurePosixPath(name).parent.name)
     return _label(names, archive.read, path, classes, size)
 

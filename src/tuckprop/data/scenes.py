@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from tuckprop.data._base import IGNORED
@@ -93,8 +93,9 @@ def read_png_mask(path: Path) -> Mask:
         with Image.open(path) as image:
             image.load()
             mode, mask = image.mode, np.array(image)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot decode the mask: {error}; it may be truncated, replace it") from error
+    except Exception as error:  # a damaged image may raise anything
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: cannot decode the mask: {reason}; it may be truncated, replace it") from error
     if mode not in {"L", "P"}:
         raise DataError(f"{path}: expected a mask in grey or with a palette (mode L or P), got mode {mode}; replace it")
     return mask
