@@ -50,6 +50,13 @@ def test_a_checkpoint_of_before_a_setting_goes_on_where_that_is_off(tmp_path: Pa
         load_checkpoint(path, IDENTITY | {"later": 0})
 
 
+def test_nobody_is_advised_to_load_a_wrong_file_unsafely(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="something else than tensors") as error:
+        load_checkpoint(tmp_path / "checkpoint.pt", IDENTITY)
+    assert "weights_only" not in str(error.value)
+
+
 @pytest.mark.parametrize("keep", [0, 1, 100, 5000, -1])
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "checkpoint.pt"

@@ -106,6 +106,25 @@ def test_a_file_that_would_run_something_is_refused_and_runs_nothing(tmp_path: P
     assert not proof.exists()
 
 
+def write_other(path: Path, kind: str) -> None:
+    """Write what is no state dict: text, a whole network, or a compiled one."""
+    if kind == "text":
+        path.write_text("<html>not found</html>")
+    elif kind == "network":
+        torch.save(nn.Linear(2, 2), path)
+    else:
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["text", "network", "compiled"])
+def test_nobody_is_advised_to_load_a_wrong_file_unsafely(tmp_path: Path, kind: str) -> None:
+    write_other(tmp_path / "w.pt", kind)
+    with pytest.raises(DataError, match=r"w\.pt is not a file .*expected a state dict, as torch\.save") as error:
+        zoo.load_weights(network(), tmp_path / "w.pt")
+    assert "weights_only" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 @pytest.mark.parametrize("keep", [0, 10, 3000])
 def test_damaged_files_are_named(tmp_path: Path, name: str, keep: int) -> None:

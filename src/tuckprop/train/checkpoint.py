@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tuckprop.errors import CheckpointError
+from tuckprop.zoo.weights import why_unread
 
 FILE = "checkpoint.pt"
 _FORMAT = "tuckprop checkpoint 1"
@@ -59,8 +60,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"resume: {path} is damaged or no checkpoint of tuckprop: {reason}") from error
+        raise CheckpointError(f"resume: {path} is damaged or no checkpoint of tuckprop: {why_unread(error)}") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise CheckpointError(f"resume: expected a checkpoint of tuckprop ({_FORMAT}) at {path}, got something else")
     there, state = found["identity"], found["state"]

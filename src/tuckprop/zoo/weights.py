@@ -1,5 +1,6 @@
 """Load weights from a file, safely, and say what did not fit."""
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +103,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise DataError(f"weights: {path} is no safetensors file, or is damaged: {error}") from error
     except Exception as error:  # torch.load raises many kinds on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"weights: {path} is not a file of torch.save that can be loaded safely: {reason}") from error
+        raise DataError(
+            f"weights: {path} is not a file of torch.save that can be loaded safely: {why_unread(error)}; expected a "
+            "state dict, as torch.save(model.state_dict(), FILE) writes it"
+        ) from error
     # A checkpoint of this library has the model in its state.
     for key in ("state", "state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -111,6 +114,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise DataError(f"weights: expected a state dict (names to tensors) in {path}, got a {type(found).__name__}")
     return dict(found)
+
+
+def why_unread(error: Exception) -> str:
+    """Return in words why `torch.load` did not load a file, without PyTorch's advice to load it unsafely."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        return "it holds something else than tensors and plain values, or is damaged"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def find_heads(model: nn.Module) -> tuple[str, ...]:
