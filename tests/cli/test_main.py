@@ -126,6 +126,31 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, capsys: pytest.C
     assert error.count("\n") == 1
 
 
+def test_a_folder_that_cannot_be_made_is_one_clear_line_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert train(out) == 2
+        shown, error = capsys.readouterr()
+        assert "epoch" not in shown
+        assert error.startswith(f"tuckprop: out: expected a folder that can be made and written to, got {out} (")
+        assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path) == 0
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt.tmp").symlink_to("/dev/full")
+    capsys.readouterr()
+    assert train(tmp_path, "--overwrite") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tuckprop: [Errno 28] No space left on device; what was saved before is kept")
+    assert error.count("\n") == 1
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
 def test_interrupting_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "tuckprop.cli", "train", "--threads", "1", "--batch-size", "16", "--out", str(out)]

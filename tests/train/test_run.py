@@ -129,6 +129,17 @@ def test_finished_runs_are_kept_unless_asked_otherwise(tmp_path: Path) -> None:
     assert run(experiment, tmp_path, Start(overwrite=True)).epochs[0].loss == first.epochs[0].loss
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def never() -> bool:
+        raise AssertionError("a step was taken")
+
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match="out: expected a folder that can be made and written to"):
+            run(SHORT, out, stop=never)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     run(SHORT, tmp_path, stop=after(1))
     with pytest.raises(CheckpointError, match=r"codec is 'plain' there, 'hosvd' here"):

@@ -59,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TuckpropError as error:
         print(f"tuckprop: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # Such as a full disk. Files take their names only once they are whole.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"tuckprop: {reason}; what was saved before is kept, put that right and go on", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tuckprop: interrupted", file=sys.stderr)
         return 130

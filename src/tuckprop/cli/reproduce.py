@@ -14,9 +14,11 @@ from rich.table import Column, Table
 
 from tuckprop.errors import ConfigError
 from tuckprop.report import Row, find_records, plot, save_plot, summarise, tables
-from tuckprop.reproduce import Config, Run, carry_out, known, read, runs
+from tuckprop.report.records import FILE as RECORD
+from tuckprop.reproduce import Config, Outcome, Run, carry_out, known, read, runs
 from tuckprop.reproduce.config import Scale
 from tuckprop.reproduce.config import options as train_options
+from tuckprop.train.folder import make_folder
 
 _RUNS = Path("runs/reproduce")
 
@@ -71,12 +73,21 @@ def reproduce(options: ReproduceOptions) -> int:
     done = [outcome.folder for outcome in outcomes if outcome.error is None]
     if done:
         show(console, done, out)
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    for outcome in failed:
-        print(f"tuckprop: {outcome.run.name}: {outcome.error}", file=sys.stderr)
+    return _complain(outcomes, out)
+
+
+def _complain(outcomes: Sequence[Outcome], out: Path) -> int:
+    """Print what failed, a line for each error; return the exit code: 1 where a run failed."""
+    failed: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.error is not None:
+            failed.setdefault(outcome.error, []).append(outcome.run.name)
+    for error, names in failed.items():
+        print(f"tuckprop: {names[0] if len(names) == 1 else f'{len(names)} runs'}: {error}", file=sys.stderr)
     if failed:
+        count = sum(map(len, failed.values()))
         print(
-            f"tuckprop: {len(failed)} of {len(outcomes)} runs failed, the others are kept in {out}; put right what the "
+            f"tuckprop: {count} of {len(outcomes)} runs failed, the others are kept in {out}; put right what the "
             "lines above name, and the same command goes on with what is missing",
             file=sys.stderr,
         )
@@ -119,7 +130,8 @@ def folder_of(path: Path) -> Path:
     if read(name).commands:
         raise ConfigError(f"{name} has no runs: `tuckprop reproduce {name}` draws it")
     folders = [_RUNS / name / str(scale) for scale in get_args(Scale)]
-    found = [folder for folder in folders if folder.is_dir()]
+    # One whose runs all failed is left empty.
+    found = [folder for folder in folders if any(folder.rglob(RECORD))]
     if not found:
         raise ConfigError(
             f"{name} has not been run: expected its runs in {_RUNS / name}; run `tuckprop reproduce {name}`, or give "
@@ -165,7 +177,7 @@ def _with_weights(chosen: Sequence[Run], weights: Sequence[str]) -> list[Run]:
 def _draw(config: Config, options: ReproduceOptions, out: Path) -> int:
     """Carry out the commands, one a process; return the largest exit code."""
     code = 0
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for number, arguments in enumerate(config.commands):
         name = config.id + (f"-{number + 1}" if number else "")
         command = [*_adapted(arguments, config.id, options), "--out", str(out / f"{name}.png")]

@@ -1,8 +1,9 @@
 """From a data set's name to batches for training and validation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from tuckprop.data.batches import Batches
 from tuckprop.data.halves import halves
 from tuckprop.data.on_demand import OnDemand
 from tuckprop.data.split import split, subset
-from tuckprop.errors import ConfigError
+from tuckprop.errors import ConfigError, DataError
+
+T = TypeVar("T")
 
 # Decoded images that take more than this stay on disk and are decoded batch by batch.
 _MOST_BYTES = 2 * 1024**3
@@ -61,6 +64,19 @@ class _Part:
         return Batches(images, targets, **settings)
 
 
+def subject(name: str) -> str:
+    """Return how a text begins that is about a data set's files as a whole, and so the same for all of its runs."""
+    return f"data set {name}"
+
+
+def _read(name: str, read: Callable[[Path | None], T], where: Path | None) -> T:
+    """Return what `read` finds; an error says first which data set it is about."""
+    try:
+        return read(where)
+    except DataError as error:
+        raise DataError(f"{subject(name)}: {error}") from error
+
+
 def load(
     name: str,
     path: Path | None = None,
@@ -104,7 +120,7 @@ def load(
     if half not in {None, 0, 1}:
         raise ConfigError(f"half: expected 0 or 1, or none for all images, got {half!r}")
     where = None if path is None else Path(path).expanduser()
-    pictures, classes = entry.read(where)
+    pictures, classes = _read(name, entry.read, where)
     if half is not None and entry.per_pixel and len(pictures.labels.unique()) < 2:
         raise ConfigError(
             f"half: {name}'s targets are masks, but halves are made by the classes of images; leave it away"
@@ -114,7 +130,7 @@ def load(
         chosen = split(pictures.labels[members], seed, train_size=train_size, val_size=val_size)
         train, val = (_Part(pictures, members[part]) for part in chosen)
     else:
-        own = entry.read_val(where)
+        own = _read(name, entry.read_val, where)
         train = _Part(pictures, subset(pictures.labels, seed, train_size, "train_size"))
         val = _Part(own, subset(own.labels, seed, val_size, "val_size"))
     large = train.decoded_bytes(side) + val.decoded_bytes(side) > _MOST_BYTES

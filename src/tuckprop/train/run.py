@@ -15,6 +15,7 @@ from tuckprop.report.records import FILE as RECORD
 from tuckprop.report.records import Memory, Record, read_record, write_record
 from tuckprop.train.checkpoint import FILE as CHECKPOINT
 from tuckprop.train.checkpoint import load_checkpoint, save_checkpoint
+from tuckprop.train.folder import make_folder
 from tuckprop.train.loop import Trainer
 from tuckprop.train.prepare import Prepared, compress, prepare
 from tuckprop.train.settings import Experiment
@@ -55,7 +56,7 @@ def run(
         The record; not finished where `stop` said so.
 
     Raises:
-        ConfigError: A setting has a value that cannot be used, or `out` holds a run.
+        ConfigError: A setting has a value that cannot be used, or `out` holds a run or cannot be written to.
         DataError: Data or weights are missing or do not fit.
         CheckpointError: The run cannot be resumed.
     """
@@ -63,6 +64,7 @@ def run(
     experiment.schedule.check()
     if not start.resume and not start.overwrite and ((out / CHECKPOINT).exists() or (out / RECORD).exists()):
         raise ConfigError(f"{out} holds a run already: pass --resume to go on with it, or another folder with --out")
+    make_folder(out)
     prepared = prepare(experiment.network, experiment.data, experiment.machine, experiment.schedule.seed)
     experiment = replace(experiment, network=replace(experiment.network, model=prepared.name))
     sites = compress(prepared, experiment.compression)
