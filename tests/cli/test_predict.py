@@ -16,8 +16,12 @@ def test_it_prints_a_table_for_the_sizes_given(
     assert main(["predict", *sizes.split()]) == 0
     printed = capsys.readouterr().out
     assert "128 x 64 x 56 x 56 to 64 x 56 x 56, kernel 3" in printed
-    for text in ("3,968", "compression rate R_C", "forward", "weight gradient", "R_S"):
+    for text in ("3,968", "compression rate R_C", "forward", "weight gradient", "R_S", "SNR, at least", "ε 0.8"):
         assert text in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert main(["predict", *sizes.split(), "--epsilon", "0.99"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "SNR, at least" in line)
+    assert line.split("│")[2:5] == ["       ∞ ", "       100 ", "        25 "]
     assert main(["predict", "--stride", "2", "--kernel", "5", "--dilation", "2", "--groups", "64"]) == 0
     assert "to 64 x 28 x 28, kernel 5, 64 groups" in capsys.readouterr().out
 
@@ -45,6 +49,9 @@ def test_a_figure_without_a_file_goes_where_its_name_says(tmp_path: Path, monkey
         (["--height", "0"], "height"),
         (["--kernel", "99", "--padding", "0"], "does not fit"),
         (["--groups", "3"], "groups"),
+        (["--epsilon", "0"], "epsilon: expected a share of variance in (0, 1], got 0.0"),
+        (["--epsilon", "1.01"], "epsilon"),
+        (["--epsilon", "nan"], "epsilon"),
     ],
     ids=" ".join,
 )

@@ -1,6 +1,7 @@
 """Figures and tables of predictions."""
 
 import io
+from math import inf
 
 import pytest
 from matplotlib.axes import Axes
@@ -9,7 +10,7 @@ from rich.console import Console
 from tuckprop.errors import ConfigError
 from tuckprop.report.prediction_table import prediction_table
 from tuckprop.report.predictions import predictions
-from tuckprop.theory import Convolution, cost, speed, storage
+from tuckprop.theory import Convolution, cost, error, speed, storage
 
 CONV = Convolution.of_layer(128, 64, 56, 56, 64, 3, padding=1)
 
@@ -89,6 +90,27 @@ def test_the_table_has_the_numbers_of_the_formulas_and_a_note_for_each() -> None
     # The notes speak of rows by number.
     assert list(rows)[3:7] == ["forward, full SVDs", "forward, Gram matrices", "weight gradient",
                                "the same, not restored"]  # fmt: skip
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 0.9, 1.0])
+def test_the_table_has_the_errors_of_the_retained_share(epsilon: float) -> None:
+    table = prediction_table(CONV, (4, 8, 8, 8), epsilon)
+    rows = {name: [str(column._cells[row]) for column in table.columns[1:4]]
+            for row, name in enumerate(table.columns[0]._cells)}  # fmt: skip
+    lost, snr, guess, gradient = list(rows)[-4:]
+    shown = {name: [float(cell.replace("∞", "inf")) for cell in rows[name]] for name in (lost, snr, guess, gradient)}
+    expected = {
+        lost: [0, 1 - epsilon, error.hosvd_error_bound(epsilon)],
+        snr: [inf, error.svd_snr_bound(epsilon), error.hosvd_snr_bound(epsilon)],
+        guess: [inf, error.svd_snr_bound(epsilon), error.hosvd_snr_guess(epsilon)],
+        gradient: [0, (1 - epsilon) ** 0.5, error.weight_gradient_error_bound(epsilon, 1, 1)],
+    }
+    for name, values in expected.items():
+        assert shown[name] == pytest.approx(values, rel=1e-3)
+    # The notes of the last two bounds speak of the row of the first.
+    assert list(rows).index(lost) + 1 == 12
+    with pytest.raises(ConfigError, match="epsilon"):
+        prediction_table(CONV, (4, 8, 8, 8), 1 + epsilon)
 
 
 def test_the_table_fits_a_narrow_terminal() -> None:

@@ -13,7 +13,7 @@ from tuckprop.theory import Convolution
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Predict storage, multiply-adds and speed-ups of plain training, SVD and HOSVD for one convolution.
+    """Predict storage, multiply-adds, speed-ups and errors of plain training, SVD and HOSVD for one convolution.
 
     Attributes:
         batch: Images.
@@ -27,6 +27,7 @@ class PredictOptions:
         dilation: Of the convolution.
         groups: Of the convolution.
         ranks: HOSVD's ranks of batch, channels, height and width; SVD has the first.
+        epsilon: Share of the activation's energy that every mode keeps, in (0, 1]; the errors follow from it alone.
         figure: Draw this figure instead, for the sizes of the paper: compression, speedup, snr or flops.
         out: File for the figure; its suffix is replaced by .png, .pdf and .svg. By default the figure's name.
     """
@@ -42,6 +43,7 @@ class PredictOptions:
     dilation: int = 1
     groups: int = 1
     ranks: tuple[int, int, int, int] = (4, 8, 8, 8)
+    epsilon: float = 0.8
     figure: str | None = None
     out: Path | None = None
 
@@ -65,5 +67,5 @@ def predict(options: PredictOptions) -> int:
         dilation=options.dilation,
         groups=options.groups,
     )
-    Console().print(prediction_table(conv, options.ranks), highlight=False)
+    Console().print(prediction_table(conv, options.ranks, options.epsilon), highlight=False)
     return 0

@@ -1,19 +1,21 @@
 """What the closed forms predict for one convolution, as a table: each number with its formula and its source."""
 
 from collections.abc import Iterable
+from math import inf
 from typing import NamedTuple
 
 from rich.table import Table
 
 from tuckprop.report.table import unit
-from tuckprop.theory import Convolution, cost, speed, storage
+from tuckprop.theory import Convolution, cost, error, speed, storage
 
 _SYMBOLS = (
     "K is K1: the batch unfolding is the same in both methods, so at one share of variance SVD has HOSVD's first rank. "
     "D taps a side, C' x H' x W' the output, C C' over the groups but in row 4; M a mode's size, P the product of the "
-    "others. A multiply-add is two floating-point operations. paper: Nguyen et al., NeurIPS 2024. code: the counts in "
-    "its authors' public code, which take the input's size for the output's, ignore groups and decompose in full. "
-    "here: derived for this library. eq.: the number in docs/predictions.md."
+    "others. A multiply-add is two floating-point operations. A is the activation, A~ what is kept of it, ε the share "
+    "of |A|² that every mode keeps, T_G the map from A to the weight gradient dW. paper: Nguyen et al., NeurIPS 2024. "
+    "code: the counts in its authors' public code, which take the input's size for the output's, ignore groups and "
+    "decompose in full. here: derived for this library. eq.: the number in docs/predictions.md."
 )
 _PREFIXES = ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"))
 
@@ -26,31 +28,32 @@ class _Line(NamedTuple):
     note: str
 
 
-def prediction_table(conv: Convolution, ranks: tuple[int, ...]) -> Table:
-    """Return storage, multiply-adds and speed-ups of plain training, SVD and HOSVD.
+def prediction_table(conv: Convolution, ranks: tuple[int, ...], epsilon: float = 0.8) -> Table:
+    """Return storage, multiply-adds, speed-ups and errors of plain training, SVD and HOSVD.
 
     Args:
         conv: The convolution.
         ranks: HOSVD's, one a mode of the input; SVD gets the first.
+        epsilon: Share of energy that every mode keeps, which the errors follow from.
 
     Returns:
         A table for the terminal, with numbered notes under it.
 
     Raises:
-        ConfigError: There is not one rank a mode, from 1 to the mode's size.
+        ConfigError: There is not one rank a mode, from 1 to the mode's size, or `epsilon` is not in (0, 1].
     """
     shape = " x ".join(map(str, conv.shape))
     groups = "" if conv.groups == 1 else f", {conv.groups} groups"
     to = f"{conv.outputs} x {conv.out_height} x {conv.out_width}"
     table = Table(
-        title=f"{shape} to {to}, kernel {conv.kernel}{groups}\nranks {' '.join(map(str, ranks))}",
+        title=f"{shape} to {to}, kernel {conv.kernel}{groups}\nranks {' '.join(map(str, ranks))}, ε {epsilon:g}",
         caption_justify="left",
         caption_style="",
     )
     for heading in ("", "plain", "SVD", "HOSVD", "note"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
     notes: list[str] = []
-    for section in (_storage(conv, ranks), _multiply_adds(conv, ranks), _speedups(conv, ranks)):
+    for section in (_storage(conv, ranks), _multiply_adds(conv, ranks), _speedups(conv, ranks), _errors(epsilon)):
         for line in section:
             notes.append(line.note)
             table.add_row(line.quantity, *line.plain_svd_hosvd, str(len(notes)))
@@ -121,6 +124,38 @@ def _speedups(conv: Convolution, ranks: tuple[int, ...]) -> list[_Line]:
         _Line("R_S, forward too", _ratios(full), "rows 4 + 6: plain / its own (code; eq. 26, 23)"),
         _Line("the same, by Gram", _ratios(gram), "rows 5 + 7: plain / its own (here; eq. 27, 24)"),
     ]
+
+
+def _errors(epsilon: float) -> list[_Line]:
+    modes = (1, 4)
+    lost = (error.hosvd_error_bound(epsilon, count) for count in modes)
+    least = error.svd_snr_bound(epsilon), error.hosvd_snr_bound(epsilon)
+    guessed = (error.hosvd_snr_guess(epsilon, count) for count in modes)
+    gradient = (error.weight_gradient_error_bound(epsilon, 1.0, 1.0, count) for count in modes)
+    bound = "min(1, d (1 - ε)), d = 1 mode for SVD, 4 for HOSVD; the ranks play no part"
+    return [
+        _Line("lost share, at most", _exact("0", lost), f"|A - A~|² / |A|² <= {bound} (here; eq. 30)"),
+        _Line(
+            "SNR, at least",
+            _exact("∞", least),
+            "|A|² / |A - A~|², 1 / row 12 (here; the SNR: paper, Fig. 3c; eq. 31, 32)",
+        ),
+        _Line(
+            "SNR, a guess",
+            _exact("∞", guessed),
+            "1 / (1 - ε^d): modes that lose independently, no bound (here; eq. 33)",
+        ),
+        _Line(
+            "gradient error, at most",
+            _exact("0", gradient),
+            "|dW - dW~| / (|T_G| |A|), the square root of row 12 (here; eq. 34)",
+        ),
+    ]
+
+
+def _exact(plain: str, svd_hosvd: Iterable[float]) -> Iterable[str]:
+    """Return plain training, which loses nothing, and the others; no end where they lose nothing either."""
+    return plain, *("∞" if value == inf else f"{value:.4g}" for value in svd_hosvd)
 
 
 def _ratios(svd_hosvd: tuple[float, float]) -> Iterable[str]:
