@@ -26,6 +26,17 @@ def test_it_writes_one_file_and_names_it(runs: Path, tmp_path: Path, capsys: pyt
     assert "HOSVD 0.8, last 2, seed 1: 70.0%, not finished, 3 of 3 epochs" in text
 
 
+def test_a_folder_of_files_of_records_is_one_page(tmp_path: Path) -> None:
+    write_record(record("plain"), tmp_path / "runs" / "first.jsonl")
+    write_record(record("SVD 0.8"), tmp_path / "runs" / "second.jsonl")
+    (tmp_path / "runs" / "speed.jsonl").write_text('{"network": "mcunet"}\n')
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "SVD 0.8, last 2" in text
+    assert "plain, last 2" in text
+
+
 def test_a_file_is_replaced_only_when_asked(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,28 @@ def test_records_are_found_below_folders_and_once(tmp_path: Path) -> None:
         write_record(record(name), tmp_path / name / "record.jsonl")
     found = find_records([tmp_path, tmp_path / "a", tmp_path / "b" / "x" / "record.jsonl"])
     assert [entry.method for entry in found] == ["a", "b/x", "b/y"]
+    # Where there are runs' folders, a file that collects their records would count them twice.
+    write_record(record("b/x"), tmp_path / "all.jsonl")
+    assert find_records([tmp_path]) == found
     (tmp_path / "c").mkdir()
     with pytest.raises(CheckpointError, match="found no"):
         find_records([tmp_path / "c"])
+
+
+def test_a_folder_of_files_of_records_is_read_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_record(record(name), tmp_path / f"{name}.jsonl")
+    text = (tmp_path / "b.jsonl").read_text()
+    (tmp_path / "b.jsonl").write_text(2 * text)
+    (tmp_path / "speed.jsonl").write_text('{"network": "mcunet", "seconds": [1.5]}\n')
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    assert [entry.method for entry in find_records([tmp_path])] == ["a", "b", "b"]
+    results = Path(__file__).parents[2] / "docs" / "results"
+    assert {entry.metric for entry in find_records([results])} == {"accuracy", "mIoU"}
+    (tmp_path / "a.jsonl").write_text("{")
+    with pytest.raises(CheckpointError, match=r"a\.jsonl, line 1"):
+        find_records([tmp_path])
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"no other \.jsonl file with records of runs"):
+        find_records([tmp_path])

@@ -14,7 +14,8 @@ class PlotOptions:
     """Plot the accuracy of finished runs against their memory; PNG, PDF and SVG.
 
     Attributes:
-        runs: Folders of runs, folders that hold several, or the id of what `tuckprop reproduce` has run.
+        runs: Folders of runs, folders that hold several, .jsonl files of records, folders of such files, or the id of
+            what `tuckprop reproduce` has run.
         out: File to write; its suffix is replaced by each of the three. Runs on several data sets or networks have a
             plot for each: the second goes to OUT-2, and so on.
         memory: What to plot against: held (measured), paper (the paper's count) or process (peak of the process).

@@ -15,7 +15,8 @@ class ReportOptions:
     """Write runs as one HTML file: tables, plots, curves and every run's settings. It needs no other file.
 
     Attributes:
-        runs: Folders of runs, folders that hold several, or the id of what `tuckprop reproduce` has run.
+        runs: Folders of runs, folders that hold several, .jsonl files of records, folders of such files, or the id of
+            what `tuckprop reproduce` has run.
         out: File to write.
         title: Of the page.
         overwrite: Replace the file where there is one.

@@ -16,7 +16,8 @@ class TableOptions:
     """Print finished runs as a table: means and standard deviations over seeds.
 
     Attributes:
-        runs: Folders of runs, folders that hold several, or the id of what `tuckprop reproduce` has run.
+        runs: Folders of runs, folders that hold several, .jsonl files of records, folders of such files, or the id of
+            what `tuckprop reproduce` has run.
         markdown: Print Markdown.
     """
 

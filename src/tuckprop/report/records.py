@@ -11,6 +11,7 @@ from tuckprop.errors import CheckpointError
 
 FILE = "record.jsonl"
 _FORMAT = 1
+_KINDS = ("run", "epoch", "memory")
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,8 @@ def find_records(paths: Iterable[Path]) -> list[Record]:
     """Read the records of runs.
 
     Args:
-        paths: Record files, of one run or of several, folders of runs, or folders that hold those at any depth.
+        paths: Record files, of one run or of several, folders of runs, or folders that hold those at any depth. Of a
+            folder without a run's folder, the other .jsonl files that hold records of runs are read.
 
     Returns:
         The records, each file once, in the order of their paths.
@@ -217,8 +219,26 @@ def find_records(paths: Iterable[Path]) -> list[Record]:
     """
     files: dict[Path, None] = {}
     for path in paths:
-        found = sorted(path.rglob(FILE)) if path.is_dir() else [path]
+        found = _files(path) if path.is_dir() else [path]
         if not found:
-            raise CheckpointError(f"{path}: expected the folder of a run or of several, found no {FILE} in it")
+            raise CheckpointError(
+                f"{path}: expected the folder of a run or of several, found no {FILE} in it and no other .jsonl file "
+                "with records of runs"
+            )
         files |= dict.fromkeys(file.resolve() for file in found)
     return [record for file in files for record in read_records(file)]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the records of runs below a folder: those of runs' folders, without any the files that collect them."""
+    return sorted(folder.rglob(FILE)) or [path for path in sorted(folder.rglob("*.jsonl")) if _of_runs(path)]
+
+
+def _of_runs(path: Path) -> bool:
+    """Say whether a file holds records of runs; also where its first line is damaged, which reading it will say."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            line = json.loads(file.readline())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return True
+    return isinstance(line, dict) and line.get("kind") in _KINDS
