@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter, StrMethodFormatter
 
 from tuckprop.report.plot import save_plot
-from tuckprop.report.style import COLOURS, MARKERS
+from tuckprop.report.style import COLOURS, method_styles
 
 AXES = {"batch": "batch", "resolution": "resolution, px", "layers": "layers trained"}
 # Ticks of a log axis that are nearer than this share of its length would run into one another.
 ROOM = 0.17
+# What other figures call these methods, whose colours they have there.
+NAMES = {"subspace-0.8": "Subspace 0.8", "hosvd-0.8": "HOSVD 0.8", "hosvd8-0.9": "HOSVD8 0.9"}
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,14 @@ def draw(records: list[dict[str, Any]]) -> Figure:
     names = [name for name in AXES if any(name in record["axes"] for record in records)]
     panels = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
     methods = list(dict.fromkeys(record["method"] for record in records))
+    styles = method_styles(NAMES.get(method, method) for method in methods)
     for column, name in enumerate(names):
         on_axis = sorted((r for r in records if name in r["axes"]), key=lambda r: r[name])
         above, below = panels[:, column]
         for number, method in enumerate(methods):
             chosen = [r for r in on_axis if r["method"] == method]
-            style = {
-                "color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "label": method,
-                "markersize": 3, "linewidth": 0.8,
-            }  # fmt: skip
+            label = NAMES.get(method, method)
+            style: dict[str, Any] = {**styles[label], "label": label, "markersize": 3, "linewidth": 0.8}
             where = [r[name] for r in chosen]
             if number:  # The first is 1 by definition, and drawn as a line.
                 ratios = [r["ratio_quartiles"] for r in chosen]

@@ -210,7 +210,9 @@ def test_the_page_suits_light_dark_and_narrow_screens() -> None:
     assert sum(attrs.get("fill") == "currentColor" for attrs in drawn) == 6
     assert not [attrs for tag, attrs in page.tags if tag == "svg" and "width" in attrs]
     # Colours that the sheet replaces are those that the plots ask for.
-    assert set(re.findall(r"--ink-\w+(?=:)", sheet)) >= {"--ink-0072b2", "--ink-882255"}
+    assert set(re.findall(r"--ink-\w+(?=:)", sheet)) >= {
+        f"--ink-{colour}" for colour in ("0072b2", "882255", "332288", "661100")
+    }
     assert "var(--ink-e69f00, #e69f00)" in text
     # A table scrolls inside its box.
     assert text.count('<div class="scroll"') == text.count("<table")

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.report.made import record, segmentation
 from tuckprop.errors import ConfigError
 from tuckprop.report import measures, plot, save_plot, summarise
-from tuckprop.report.style import method_styles
+from tuckprop.report.style import COLOURS, NUMBERS, method_styles
 
 ROWS = summarise(
     record(method, last=last, seed=seed, held=size * last * seed)
@@ -28,6 +28,16 @@ def test_a_method_looks_the_same_beside_whatever_others() -> None:
     many = method_styles(["ours", "Gradient Filter 2", "plain", "SVD 0.8", "HOSVD 0.8", "theirs"])
     assert all(many[name] == style for name, style in few.items())
     assert len({style["color"] for style in many.values()}) == len(many)
+
+
+def test_each_method_with_a_colour_of_its_own_has_it_alone() -> None:
+    best = {"recomputed HOSVD8 0.999", "HOSVD8 0.9", "HOSVD8 0.97", "Deflated HOSVD 0.94", "Subspace 0.8"}
+    assert best <= NUMBERS.keys()
+    assert len(set(NUMBERS.values())) == len(NUMBERS) <= len(COLOURS) == len(set(COLOURS))
+    # Others take the colours of the paper's methods last.
+    others = method_styles(["plain", "theirs", "others'"])
+    papers = method_styles(["Gradient Filter 2", "Gradient Filter 4", "SVD 0.8", "HOSVD 0.8", "Subspace 0.8"])
+    assert not {style["color"] for style in others.values()} & {style["color"] for style in papers.values()}
 
 
 def test_a_line_a_method_on_a_log_axis_with_the_rows_values() -> None:
@@ -54,7 +64,8 @@ def test_the_memory_axis_has_labels_however_close_the_points(held: list[int]) ->
     shown = [t for t, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
              if low <= t <= high and label.get_text()]  # fmt: skip
     assert len(shown) >= 2
-    assert low < min(held) <= max(held) < high
+    # Beside the points there is room for a number of layers.
+    assert low <= min(held) / 2 < 2 * max(held) <= high
 
 
 def test_the_legend_is_outside_the_axes() -> None:
@@ -80,6 +91,24 @@ def test_numbers_of_layers_lie_over_no_marker_and_no_other_number() -> None:
     for number, box in enumerate(numbers):
         assert not any(box.overlaps(other) for other in numbers[:number])
         assert not any(box.contains(x, y) or box.padded(scale).contains(x, y) for x, y in markers)
+
+
+@pytest.mark.parametrize("memory", list(measures))
+@pytest.mark.parametrize("methods", [2, 14])
+def test_numbers_of_layers_lie_over_one_another_and_the_frame_nowhere(methods: int, memory: str) -> None:
+    # A long legend leaves the axes low.
+    figure = plot(summarise(
+        record(f"m{m}", last=n, held=h * n, accuracies=(0.6 + 0.01 * m * n,), paper=(float(h * n),))
+        for m, h in ((m, 1000 + 150 * m) for m in range(methods)) for n in (1, 2, 4, 16)
+    ), memory)  # fmt: skip
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    frame, numbers = axes.get_window_extent(), [text.get_window_extent() for text in axes.texts]
+    assert 2 <= len(numbers) <= 4 * methods
+    for number, box in enumerate(numbers):
+        assert frame.x0 < box.x0 < box.x1 < frame.x1
+        assert frame.y0 < box.y0 < box.y1 < frame.y1
+        assert not any(box.overlaps(other) for other in numbers[:number])
 
 
 @pytest.mark.parametrize("memory", list(measures))

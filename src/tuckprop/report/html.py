@@ -23,9 +23,9 @@ _PLOTTED = ("held", "paper")
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1b1f24; --soft: #59636e; --line: #d1d9e0; --band: #f4f6f8; }
 @media (prefers-color-scheme: dark) {
-  /* The two colours of the plots that are too dark for a dark page. */
+  /* The colours of the plots that are too dark for a dark page. */
   :root { --page: #14171b; --text: #e6e9ed; --soft: #9aa4af; --line: #3a424c; --band: #1d2227;
-    --ink-0072b2: #4a8fe7; --ink-882255: #c8508c; }
+    --ink-0072b2: #4a8fe7; --ink-882255: #c8508c; --ink-332288: #9d8df0; --ink-661100: #b08060; }
 }
 * { box-sizing: border-box; }
 body { max-width: 75rem; margin: 0 auto; padding: 1rem; background: var(--page); color: var(--text);

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log2
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ class Measure:
     value: Callable[[Row], Spread]
 
 
-# Points (1/72 inch): of a digit and of half a marker.
-_DIGIT, _HEIGHT, _MARKER = 4, 5, 3
+# Points (1/72 inch): of a digit, of half a marker, and between a number and what is beside it.
+_DIGIT, _HEIGHT, _MARKER, _GAP = 4, 5, 3, 1
 
 measures: Registry[Measure] = Registry("kind of memory")
 measures.add("held", Measure("held for backward, measured", lambda row: row.held))
@@ -73,8 +73,6 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=7)
     axes.margins(y=0.12)
-    if len(depths) > 1:
-        _number(axes, [row for method in styles for row in rows if row.method == method], measure, styles)
     axes.set_xlabel(measure.label, fontsize=8)
     metric = rows[0].metric
     axes.set_ylabel("validation accuracy, %" if metric == "accuracy" else f"{metric}, %", fontsize=8)
@@ -82,6 +80,10 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     axes.set_title(f"{tasks[0]}{layers}", fontsize=8)
     axes.grid(alpha=0.3, linewidth=0.5)
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    if len(depths) > 1:
+        # The layout is settled by all that stands around the axes, and decides which numbers have room.
+        figure.draw_without_rendering()
+        _number(axes, [row for method in styles for row in rows if row.method == method], measure, styles)
     return figure
 
 
@@ -103,19 +105,23 @@ def _line(axes: Axes, points: list[Row], measure: Measure, style: dict[str, Any]
 
 
 def _number(axes: Axes, points: list[Row], measure: Measure, styles: dict[str, dict[str, Any]]) -> None:
-    """Write the number of layers above each point, right or left of it, but where that would lie over another's."""
-    axes.autoscale_view()
+    """Write the number of layers above each point, right or left of it, but where that has no room.
+
+    It has none over another number, over a marker, or over the frame.
+    """
     points_per_pixel = 72 / axes.figure.dpi
     places = [(measure.value(row).mean, 100 * row.best_accuracy.mean) for row in points]
     centres = [tuple(float(value) * points_per_pixel for value in axes.transData.transform(place)) for place in places]
+    frame = Bbox(points_per_pixel * axes.get_window_extent().get_points()).padded(-_GAP)
     taken = [Bbox.from_extents(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in centres]
     for row, place, (x, y) in zip(points, places, centres, strict=True):
         width = _DIGIT * len(row.layers.number)
         for left in (4, -4 - width):
             box = Bbox.from_bounds(x + left, y + 4, width, _HEIGHT)
-            if any(box.overlaps(other) for other in taken):
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if not inside or any(box.overlaps(other) for other in taken):
                 continue
-            taken.append(box)
+            taken.append(box.padded(_GAP))
             color = styles[row.method]["color"]
             axes.annotate(row.layers.number, place, (left, 4), textcoords="offset points", fontsize=6, color=color)
             break
@@ -127,9 +133,10 @@ def _tick(value: float, position: int | None = None) -> str:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return powers of two around the values, far enough apart for at least two ticks and room beside the points."""
-    low, high = floor(log2(max(min(values), 1)) - 0.2), ceil(log2(max(*values, 2)) + 0.2)
-    return 2.0**low, 2.0 ** max(high, low + 2)
+    """Return bounds around the values, with room beside the points and at least two powers of two between them."""
+    low, high = log2(max(min(values), 1)), log2(max(*values, 2))
+    room = max(1.0, 0.08 * (high - low))
+    return 2.0 ** (low - room), 2.0 ** (high + room)
 
 
 def save_plot(figure: Figure, path: Path) -> list[Path]:
