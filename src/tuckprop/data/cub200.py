@@ -26,7 +26,8 @@ def read_cub200(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     """Return the training images, and the names of the 200 classes.
 
     Args:
-        path: The folder with images.txt, or the one that holds it; None downloads it, once, into the user's cache folder.
+        path: The folder with images.txt, or the one that holds it; None downloads it, once, into the user's cache
+            folder.
 
     Raises:
         DataError: Files are missing or damaged; the text says what to fetch.

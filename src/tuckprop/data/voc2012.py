@@ -44,8 +44,8 @@ def read_voc2012(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
 
     Args:
         path: The folder with JPEGImages, or one that holds it as VOCdevkit/VOC2012. SBD is looked for beside VOCdevkit,
-            VOC2012, or in VOC2012, as benchmark_RELEASE/dataset, and missed with a TuckpropWarning. None downloads both,
-            once, into the user's cache folder.
+            VOC2012, or in VOC2012, as benchmark_RELEASE/dataset, and missed with a TuckpropWarning. None downloads
+            both, once, into the user's cache folder.
 
     Raises:
         DataError: Files are missing; the text says what to fetch.
