@@ -32,8 +32,8 @@ def test_every_figure_has_a_column_s_width_and_a_legend_outside_its_axes(name: s
 
 
 def test_the_figures_of_the_paper_are_there() -> None:
-    assert list(predictions) == ["compression", "speedup", "snr", "flops"]
-    with pytest.raises(ConfigError, match="known: compression, speedup, snr, flops"):
+    assert list(predictions) == ["compression", "speedup", "snr", "flops", "flops_channels", "flops_backward"]
+    with pytest.raises(ConfigError, match="known: compression, speedup, snr, flops, flops_channels, flops_backward"):
         predictions["nothing"]
 
 
@@ -71,6 +71,19 @@ def test_vanilla_forward_grows_more_slowly_than_svd_and_hosvd() -> None:
     assert growth["vanilla"] == pytest.approx(64**5)
     assert growth["HOSVD"] > growth["SVD"] > 100 * growth["vanilla"]
     assert all(points[-1][1] >= drawn["vanilla"][-1][1] for points in drawn.values())
+
+
+def test_costs_are_those_of_the_formulas() -> None:
+    (axes,) = predictions["flops_channels"]().axes
+    conv = Convolution(128, 64, 14, 14, 64, 14, 14, 3)
+    drawn = {label: dict(points) for label, points in lines(axes).items()}
+    assert drawn["vanilla"][64] == cost.plain_forward_as_published(conv)
+    assert drawn["HOSVD"][64] == drawn["vanilla"][64] + cost.hosvd_overhead_as_published(conv)
+    (axes,) = predictions["flops_backward"]().axes
+    drawn = {label: dict(points) for label, points in lines(axes).items()}
+    cube = Convolution.cube(64, 3)
+    assert drawn["vanilla"][64] == cost.plain_weight_gradient(cube)
+    assert drawn["HOSVD, rank n/4"][64] == cost.hosvd_weight_gradient(cube, (16,) * 4) < drawn["SVD, rank n/4"][64]
 
 
 def test_the_table_has_the_numbers_of_the_formulas_and_a_note_for_each() -> None:

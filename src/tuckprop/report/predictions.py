@@ -1,10 +1,10 @@
 """The paper's figures of what its closed forms predict, by name: `predictions[name]()` draws one.
 
-Source: Nguyen et al., NeurIPS 2024 (arXiv 2411.06346), Fig. 3 and the appendix's figure of predicted forward cost. The
-curves are computed from `tuckprop.theory`; the sizes are chosen here.
+Source: Nguyen et al., NeurIPS 2024 (arXiv 2411.06346), Fig. 3 and the appendix's figures of predicted cost. The curves
+are computed from `tuckprop.theory`; the sizes are chosen here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,26 +115,63 @@ def _decibel(ratio: float) -> float:
     return 10 * float(torch.tensor(ratio).log10())
 
 
+# A label, the multiply-adds of a convolution, colour and marker, and dashes.
+_Line = tuple[str, Callable[[Convolution], int], tuple[str, str], str]
+
+
 @predictions.register("flops")
 def flops() -> Figure:
     """Draw the multiply-adds of one forward against the size B = C = C' = H = W (the appendix's figure)."""
-    title = f"forward, B = C = C' = H = W = n, kernel {_KERNEL} x {_KERNEL}"
-    figure, axes = new_axes(title, "size n", "multiply-adds")
-    sizes = [2**power for power in range(2, 9)]
-    convs = [Convolution.cube(size, _KERNEL) for size in sizes]
-    lines: Sequence[tuple[str, Callable[[Convolution], int], tuple[str, str], str]] = (
-        ("vanilla", lambda conv: 0, _PLAIN, "-"),
-        ("SVD", cost.svd_overhead_as_published, _SVD, "-"),
-        ("HOSVD", cost.hosvd_overhead_as_published, _HOSVD, "-"),
-        ("SVD here, by Gram, rank n/4", lambda conv: cost.svd_overhead_by_gram(conv, _low(conv)), _SVD, "--"),
-        ("HOSVD here, by Gram, rank n/4", lambda conv: cost.hosvd_overhead_by_gram(conv, (_low(conv),) * 4), _HOSVD,
-         "--"),
-    )  # fmt: skip
-    for label, overhead, (colour, marker), dashes in lines:
-        counts = [cost.plain_forward_as_published(conv) + overhead(conv) for conv in convs]
+    convs = {size: Convolution.cube(size, _KERNEL) for size in (2**power for power in range(2, 9))}
+    return _costs(f"forward, B = C = C' = H = W = n, kernel {_KERNEL} x {_KERNEL}", "size n", convs, _forward())
+
+
+@predictions.register("flops_channels")
+def flops_channels() -> Figure:
+    """Draw the multiply-adds of one forward against the channels C = C', other sizes as in a late layer."""
+    convs = {size: Convolution.of_layer(128, size, 14, 14, size, _KERNEL, padding=1) for size in (16, 32, 64, 128, 256)}
+    title = f"forward, B = 128, H = W = 14, C = C' = n,\nkernel {_KERNEL} x {_KERNEL}"
+    return _costs(title, "channels n", convs, _forward())
+
+
+@predictions.register("flops_backward")
+def flops_backward() -> Figure:
+    """Draw the multiply-adds of one weight gradient against the size B = C = C' = H = W."""
+    convs = {size: Convolution.cube(size, _KERNEL) for size in (2**power for power in range(2, 9))}
+    lines: Sequence[_Line] = (
+        ("vanilla", cost.plain_weight_gradient, _PLAIN, "-"),
+        ("SVD, rank n/4", lambda conv: cost.svd_weight_gradient(conv, _low(conv.batch)), _SVD, "-"),
+        ("HOSVD, rank n/4", lambda conv: cost.hosvd_weight_gradient(conv, _ranks(conv)), _HOSVD, "-"),
+    )
+    title = f"weight gradient, B = C = C' = H = W = n,\nkernel {_KERNEL} x {_KERNEL}"
+    return _costs(title, "size n", convs, lines)
+
+
+def _forward() -> Sequence[_Line]:
+    """Return the lines of a forward: the convolution and what compression adds to it."""
+
+    def added(overhead: Callable[[Convolution], int]) -> Callable[[Convolution], int]:
+        return lambda conv: cost.plain_forward_as_published(conv) + overhead(conv)
+
+    by_svd = added(lambda conv: cost.svd_overhead_by_gram(conv, _low(conv.batch)))
+    by_hosvd = added(lambda conv: cost.hosvd_overhead_by_gram(conv, _ranks(conv)))
+    return (
+        ("vanilla", cost.plain_forward_as_published, _PLAIN, "-"),
+        ("SVD", added(cost.svd_overhead_as_published), _SVD, "-"),
+        ("HOSVD", added(cost.hosvd_overhead_as_published), _HOSVD, "-"),
+        ("SVD here, by Gram, a quarter of the rank", by_svd, _SVD, "--"),
+        ("HOSVD here, by Gram, a quarter of the ranks", by_hosvd, _HOSVD, "--"),
+    )
+
+
+def _costs(title: str, across: str, convs: Mapping[int, Convolution], lines: Sequence[_Line]) -> Figure:
+    figure, axes = new_axes(title, across, "multiply-adds")
+    for label, count, (colour, marker), dashes in lines:
         # Hollow where lines lie on each other.
+        face = colour if dashes == "-" else "none"
         style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1}
-        axes.plot(sizes, counts, dashes, label=label, markerfacecolor=colour if dashes == "-" else "none", **style)
+        counts = [count(conv) for conv in convs.values()]
+        axes.plot(list(convs), counts, dashes, label=label, markerfacecolor=face, **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -142,6 +179,10 @@ def flops() -> Figure:
     return figure
 
 
-def _low(conv: Convolution) -> int:
+def _low(size: int) -> int:
     """Return a rank of a quarter of the size."""
-    return max(1, conv.batch // 4)
+    return max(1, size // 4)
+
+
+def _ranks(conv: Convolution) -> tuple[int, ...]:
+    return tuple(_low(size) for size in (conv.batch, conv.channels, conv.height, conv.width))
