@@ -221,6 +221,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["reproduce", "--list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in EXPECTED)
+    assert "…" not in listed
     arguments = ["reproduce", "fig5", "--scale", "small", "--only", "plain", "hosvd", "--out", str(tmp_path)]
     arguments += ["--set", "last=2", "epochs=1", "train_size=32", "val_size=20"]
     assert main(arguments) == 0

@@ -207,10 +207,10 @@ def _adapted(arguments: Sequence[str], name: str, options: ReproduceOptions) -> 
 
 def _list() -> Table:
     # An id that is broken over lines cannot be copied.
-    name_column = Column("id", no_wrap=True)
-    table = Table(name_column, "what", "in the paper", "runs", "runs, small", title="tables and figures of the paper")
+    columns = (Column("id", no_wrap=True), Column("what; in the paper", overflow="fold"), "runs", "small")
+    table = Table(*columns, title="tables and figures of the paper")
     for name in known():
         paper, small = read(name), read(name, "small")
         counts = [str(len(runs(c))) if c.methods else "drawn" for c in (paper, small)]
-        table.add_row(name, paper.title, paper.paper, *counts)
+        table.add_row(name, f"{paper.title}; {paper.paper}", *counts)
     return table
