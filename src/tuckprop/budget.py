@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from tuckprop.codecs import ASI, HOSVD, Codec, DensePacked, Packed
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.errors import ConfigError
 from tuckprop.layers import PackEvent, Twin, observe
+from tuckprop.layers._twin import plain_bytes
 from tuckprop.linalg.basis import NotFactorableError
 
 # Shares of variance that are tried at each site.
@@ -187,19 +189,16 @@ def _options(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> list[Option
     grad = grad.reshape(len(x), *grad.shape[grad.dim() - x.dim() + 1 :])
     exact = module.weight_gradient(DensePacked(x), grad)
     norm = float(exact.norm()) or 1.0
-    whole = x.numel() * x.element_size()
-    options = [Option(codec, whole, 0.0)]
-    seen = {whole}
-    try:
+    options = [Option(codec, x.numel() * x.element_size(), 0.0)]
+    seen: set[int] = set()
+    with suppress(NotFactorableError):
         for setting, packed, nbytes in trials(codec, x):
-            if nbytes in seen or nbytes > whole:
+            if nbytes in seen or nbytes >= plain_bytes(x):
                 continue
             seen.add(nbytes)
             distance = float((module.weight_gradient(packed, grad) - exact).norm())
             error = distance if isinstance(codec, ASI) else (distance / norm) ** 2
             options.append(Option(setting, nbytes, error))
-    except NotFactorableError:
-        pass
     return options
 
 

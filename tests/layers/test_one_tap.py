@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 import tuckprop
 from tests.cases import decaying
-from tuckprop import HOSVD, Dense, native
+from tests.native.compiler import needs_compiler
+from tuckprop import HOSVD, Dense
 from tuckprop.codecs import Codec
 from tuckprop.layers import _one_tap
 
@@ -50,7 +51,7 @@ def test_output_and_gradients_are_the_plain_ones(name: str, codec: Codec, monkey
         assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.skipif(not native.serves(torch.ones(1)), reason="needs a C compiler")
+@needs_compiler
 @pytest.mark.parametrize(("channels", "outputs"), [(4, 6), (70, 33), (1, 1)])
 @pytest.mark.parametrize("side", [4, 8])
 def test_compiled_products_are_the_plain_ones(channels: int, outputs: int, side: int) -> None:

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from tests.native.compiler import needs_compiler
 from tuckprop import native
 from tuckprop.linalg.eigen import eigh
 from tuckprop.linalg.leading import leading_eigh
 
-pytestmark = pytest.mark.skipif(not native.serves(torch.ones(1)), reason="needs a C compiler")
+pytestmark = needs_compiler
 
 
 def gram_of(energies: torch.Tensor, seed: int = 0) -> torch.Tensor:

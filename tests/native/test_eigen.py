@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.native.compiler import needs_compiler
 from tuckprop import native
 
-pytestmark = pytest.mark.skipif(not native.serves(torch.ones(1)), reason="needs a C compiler")
+pytestmark = needs_compiler
 
 
 def gram(size: int, rank: int, seed: int) -> Tensor:

@@ -28,7 +28,8 @@ class PredictOptions:
         groups: Of the convolution.
         ranks: HOSVD's ranks of batch, channels, height and width; SVD has the first.
         epsilon: Share of the activation's energy that every mode keeps, in (0, 1]; the errors follow from it alone.
-        figure: Draw this figure instead, for the sizes of the paper: compression, speedup, snr or flops.
+        figure: Draw this figure instead, for sizes of its own: compression, speedup, snr, flops, flops_channels or
+            flops_backward.
         out: File for the figure; its suffix is replaced by .png, .pdf and .svg. By default the figure's name.
     """
 

@@ -10,20 +10,22 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tuckprop.codecs._recent import Recent
+
 
 @dataclass
 class Recomputation:
     """What a tracker has packed outside of a backward pass.
 
     Attributes:
-        packed: Keys of those activations.
+        packed: Keys of those activations, of the last few.
     """
 
-    packed: set[Hashable] = field(default_factory=set)
+    packed: Recent[Hashable, None] = field(default_factory=Recent)
 
     def repeats(self, key: Hashable) -> bool:
         """Say whether an activation of this key is packed again, in backward, after it was in forward."""
         if torch._C._current_graph_task_id() != -1:
             return key in self.packed
-        self.packed.add(key)
+        self.packed[key] = None
         return False

@@ -12,7 +12,7 @@ from tuckprop.codecs._recent import Recent
 from tuckprop.codecs._recomputation import Recomputation
 from tuckprop.codecs._tucker import in_memory_order
 from tuckprop.errors import ConfigError
-from tuckprop.linalg.basis import check_energy, working_dtype
+from tuckprop.linalg.basis import check_energy, sum_of_squares, working_dtype
 from tuckprop.linalg.iteration import iterate
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.standardised import Standardised
@@ -60,27 +60,27 @@ class IterationTracker:
             self.bases[tuple(entry["shape"])] = dict(entry["factors"])
 
     def _factor(self, y: Tensor, order: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor], tuple[int, ...]]:
-        flat = y.flatten()
-        energy = flat.dot(flat)
+        energy = sum_of_squares(y)
         if not waiting_costs(y.device):
             check_energy(float(energy), y)
         shape = tuple(y.shape[order.index(axis)] for axis in range(y.dim()))
-        known = self.bases.get(shape, {})
-        stays = self.recomputation.repeats(shape) and bool(known)
+        if not self.recomputation.repeats(shape) or shape not in self.bases:
+            self.bases[shape] = self._moved(y, order, self.bases.get(shape, {}), energy)
+        known = self.bases[shape]
+        factors = {order.index(axis): basis.to(y) for axis, basis in known.items()}
+        return project(y, factors), factors, tuple(known[axis].shape[1] for axis in order)
+
+    def _moved(self, y: Tensor, order: tuple[int, ...], known: dict[int, Tensor], energy: Tensor) -> dict[int, Tensor]:
+        """Return the bases by axis after one step from the known ones, or from random ones."""
         moved: dict[int, Tensor] = {}
         for mode, axis in enumerate(order):
             size = y.shape[mode]
             rank = min(self.ranks[min(axis, len(self.ranks) - 1)], size, y.numel() // size)
             basis = known.get(axis)
             start = _random(size, rank, y) if basis is None else basis.to(y)
-            if stays:
-                moved[axis] = start
-                continue
             # An activation that is not finite, where that was not checked, leaves the bases alone.
             moved[axis] = torch.where(energy.isfinite(), iterate(y, start, mode), start)
-        self.bases[shape] = moved
-        factors = {order.index(axis): basis for axis, basis in moved.items()}
-        return project(y, factors), factors, tuple(moved[axis].shape[1] for axis in order)
+        return moved
 
 
 def _random(size: int, rank: int, like: Tensor) -> Tensor:

@@ -87,8 +87,13 @@ def may_shrink(codec: Codec, shape: Size) -> bool:
 
 def is_smaller(packed: Packed, x: Tensor) -> bool:
     """Say whether the packed form is worth keeping: never hold more than plain PyTorch would."""
+    return packed.nbytes < plain_bytes(x)
+
+
+def plain_bytes(x: Tensor) -> int:
+    """Return the bytes that plain PyTorch holds to keep `x`: those of an expanded axis once."""
     expanded = prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride == 0)
-    return packed.nbytes < x.numel() // expanded * x.element_size()
+    return x.numel() // expanded * x.element_size()
 
 
 @dataclass(frozen=True)

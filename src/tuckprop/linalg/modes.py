@@ -152,8 +152,8 @@ def gram_of_rows(rows: Tensor) -> Tensor:
         Shape [n, n].
     """
     size = len(rows)
-    stack = rows if rows.is_contiguous() else rows.T
-    found = _compiled_gram(stack, *((1, rows.shape[1]) if stack is rows else (rows.shape[1], 1)))
+    length = rows.shape[1]
+    found = _compiled_gram(rows, 1, length) if rows.is_contiguous() else _compiled_gram(rows.T, length, 1)
     if found is not None:
         return found
     if size < _WIDE:

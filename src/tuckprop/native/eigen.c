@@ -184,8 +184,8 @@ static void bisect(const double *d, const double *squares, Size size, double nor
  * `down` and `up` [size] are memory to work in.
  *
  * T - value is factored from the top and from the bottom; where the two meet in the smallest pivot, z is largest. */
-static int twist(const double *d, const double *e, Size size, double norm, double *values, Doubles *down,
-                    Doubles *up, Doubles *z) {
+static int twist(const double *d, const double *e, Size size, double norm, double *values, Doubles *down, Doubles *up,
+                 Doubles *z) {
   const Doubles tiny = all(PIVOT * norm);
   Doubles value = *(const Doubles *)values, residual;
   for (int round = 0; round < 2; round++) {

@@ -104,6 +104,7 @@ static void pack(const float *x, float *panel, Size first, Size count, Size j, S
     const float *from = x + (sample * size + j) * positions + start;
     float *to = panel + n * GROUP;
     now = least(LANES, least(count - n, positions - start));
+    /* With a constant for the count the loop is unrolled. */
     if (now == LANES)
       for (Size c = 0; c < columns; c++)
         for (Size p = 0; p < LANES; p++) to[p * GROUP + c] = from[c * positions + p];
@@ -113,12 +114,13 @@ static void pack(const float *x, float *panel, Size first, Size count, Size j, S
   }
 }
 
-/* G[i.., j..] += sum over n of left[n, i..] right[n, j..] for HIGH rows and `vectors` vectors of columns. */
-static inline __attribute__((always_inline)) void panel_tile(const float *const *left, const float *right, float *gram,
-                                                             Size pitch, Size rows, Size columns, Size count,
-                                                             const int vectors) {
+/* G[i.., j..] += sum over n of left[n, i..] right[n, j..] for HIGH rows and `vectors` vectors of columns; what belongs to
+ * n + 1 lies `step` after n. */
+static inline __attribute__((always_inline)) void columns_tile(const float *const *left, const float *right, Size step,
+                                                               float *gram, Size pitch, Size rows, Size columns,
+                                                               Size count, const int vectors) {
   Vector sum[HIGH][WIDE] = {{{0}}};
-  for (Size n = 0; n < count * GROUP; n += GROUP) {
+  for (Size n = 0; n < count * step; n += step) {
     Vector part[WIDE];
     for (int v = 0; v < vectors; v++) part[v] = *(const Vector *)(right + n + v * LANES);
     for (int t = 0; t < HIGH; t++)
@@ -134,23 +136,25 @@ static inline __attribute__((always_inline)) void panel_tile(const float *const 
   }
 }
 
-/* Rows i.. of G += P^T P, up to the diagonal, for P in panels. */
-static void add_panels(const float *panels, float *gram, Size i, Size size, Size count) {
+/* Rows i.. of G += X^T X, up to the diagonal, for `count` rows of X, `step` apart, whose groups of GROUP columns are
+ * GROUP * `jump` apart. */
+static inline __attribute__((always_inline)) void add_columns(const float *x, Size step, Size jump, float *gram, Size i,
+                                                              Size size, Size count) {
   const float *left[HIGH];
   for (int t = 0; t < HIGH; t++) {
     const Size row = least(i + t, size - 1);
-    left[t] = panels + row / GROUP * GROUP * count + row % GROUP;
+    left[t] = x + row / GROUP * GROUP * jump + row % GROUP;
   }
   const Size rows = least(HIGH, size - i), end = i + rows;
   for (Size j = 0; j < end; j += GROUP) {
     const Size columns = least(GROUP, end - j);
-    const float *right = panels + j * count;
+    const float *right = x + j * jump;
     float *to = gram + i * size + j;
     switch ((columns + LANES - 1) / LANES) {
-      case 1: panel_tile(left, right, to, size, rows, columns, count, 1); break;
-      case 2: panel_tile(left, right, to, size, rows, columns, count, 2); break;
-      case 3: panel_tile(left, right, to, size, rows, columns, count, WIDE < 3 ? WIDE : 3); break;
-      default: panel_tile(left, right, to, size, rows, columns, count, WIDE);
+      case 1: columns_tile(left, right, step, to, size, rows, columns, count, 1); break;
+      case 2: columns_tile(left, right, step, to, size, rows, columns, count, 2); break;
+      case 3: columns_tile(left, right, step, to, size, rows, columns, count, WIDE < 3 ? WIDE : 3); break;
+      default: columns_tile(left, right, step, to, size, rows, columns, count, WIDE);
     }
   }
 }
@@ -170,25 +174,10 @@ void gram_panels(const float *x, float *gram, Size samples, Size size, Size posi
         pack(x, panels + j * count + start * GROUP, first + start, least(PIECE, count - start), j, size, positions);
     }
 #pragma omp for schedule(static, 1)
-    for (Size i = 0; i < size; i += HIGH) add_panels(panels, gram, i, size, count);
+    for (Size i = 0; i < size; i += HIGH) add_columns(panels, GROUP, count, gram, i, size, count);
   }
   fill_upper(gram, size);
   free(panels);
-}
-
-static inline __attribute__((always_inline)) void columns_tile(const float *x, float *gram, Size i, Size j, Size size,
-                                                               Size count, const int vectors) {
-  Vector sum[HIGH][WIDE] = {{{0}}};
-  Size rows[HIGH];
-  for (int t = 0; t < HIGH; t++) rows[t] = least(i + t, size - 1);
-  for (Size n = 0; n < count; n++, x += size) {
-    Vector part[WIDE];
-    for (int v = 0; v < vectors; v++) part[v] = *(const Vector *)(x + j + v * LANES);
-    for (int t = 0; t < HIGH; t++)
-      for (int v = 0; v < vectors; v++) sum[t][v] += x[rows[t]] * part[v];
-  }
-  for (int t = 0; t < HIGH && i + t < size; t++)
-    for (int v = 0; v < vectors; v++) *(Vector *)(gram + (i + t) * size + j + v * LANES) += sum[t][v];
 }
 
 /* G = X^T X for X [count, size], size a multiple of LANES. */
@@ -202,14 +191,7 @@ void gram_columns(const float *x, float *gram, Size count, Size size) {
       const float *from = x + block * deep * size;
       const Size now = least(deep, count - block * deep);
       float *sums = parts + group * size * size;
-      for (Size i = 0; i < size; i += HIGH)
-        for (Size j = 0; j < least(size, i + HIGH); j += WIDE * LANES) {
-          const Size vectors = least(WIDE, (size - j) / LANES);
-          if (vectors == 4) columns_tile(from, sums, i, j, size, now, WIDE);
-          else if (vectors == 3) columns_tile(from, sums, i, j, size, now, WIDE < 3 ? WIDE : 3);
-          else if (vectors == 2) columns_tile(from, sums, i, j, size, now, 2);
-          else columns_tile(from, sums, i, j, size, now, 1);
-        }
+      for (Size i = 0; i < size; i += HIGH) add_columns(from, size, 1, sums, i, size, now);
     }
   add_up(parts, gram, groups, size * size);
   fill_upper(gram, size);

@@ -67,9 +67,10 @@ void product_rows(const float *x, const float *m, float *y, const float *scale, 
     const Size first = first_of(rows, t), high = first_of(rows, t + 1) - first;
     for (Size i = 0; i < size; i++) memcpy(tiled + first * size + i * high, m + i * rows + first, high * sizeof(float));
   }
+  const int copies = positions % LANES || (tiles > 1 && positions > GROUP);
 #pragma omp parallel
   {
-    float *near = calloc(size * GROUP, sizeof(float));
+    float *near = copies ? malloc(size * GROUP * sizeof(float)) : NULL;
 #pragma omp for schedule(static)
     for (Size unit = 0; unit < samples * groups; unit++) {
       const Size s = unit / groups, start = unit % groups * GROUP, count = least(GROUP, positions - start);
