@@ -60,13 +60,13 @@ def _channels_last(weight: Tensor) -> bool:
     return weight.dim() > 3 and weight.shape[1] > 1 and weight.stride(-1) != 1
 
 
-def output(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def output(x: Tensor, weight: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
     """Return the convolution of `x` [b, c, s..] with `weight` [o, c, 1..] and `bias` [o]: [b, o, s..]."""
     y = _products(weight.flatten(1), x)
     return y if bias is None else y.add_(bias.view(-1, *[1] * (x.dim() - 2)))
 
 
-def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+def input_gradient(grad: Tensor, weight: Tensor, _shape: Size, _geometry: Geometry) -> Tensor:
     """Return the gradient of the input, [b, c, s..], from that of the output, [b, o, s..]."""
     return _products(weight.flatten(1).T, grad)
 

@@ -2,7 +2,8 @@
 
 Index legend: b batch, c input channels, o output channels, h.. input positions, m.. output positions, k.. kernel taps.
 The input gradient comes from the weight alone and is exact. Output and input gradient are computed by PyTorch, but for
-depthwise layers and layers of one tap on a CPU (`_depthwise.py`, `_one_tap.py`). The weight gradient is
+layers on a CPU that have one tap, are depthwise, or have 3 x 3 taps at stride 1 (`_one_tap.py`, `_depthwise.py`,
+`_three_taps.py`). The weight gradient is
     dW[o, c, k..] = sum_{b, m..} A[b, c, window(m.., k..)] G[b, o, m..]
 and comes from the factors of A by one of three routes, the cheapest by a count of operations and bytes:
     factored  every sum over positions is a product with a windowed spatial factor, A is never formed;
@@ -12,20 +13,37 @@ and comes from the factors of A by one of three routes, the cheapest by a count 
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from tuckprop.codecs import DensePacked, Packed
-from tuckprop.layers import _depthwise, _one_tap
+from tuckprop.layers import _depthwise, _one_tap, _three_taps
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.linalg.layout import memory_format
+
+
+class Path(Protocol):
+    """A way of our own to output and input gradient."""
+
+    def serves(self, x: Tensor, shape: Size, weight: Tensor, geometry: Geometry, /) -> bool:
+        """Say whether it takes an input, or a gradient of the output, of a layer whose input has this shape."""
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, /) -> Tensor:
+        """Return the output."""
+
+    def input_gradient(self, grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry, /) -> Tensor:
+        """Return the gradient of the input, of this shape, from that of the output."""
+
+
+# The first that serves is taken.
+_PATHS: tuple[Path, ...] = (_one_tap, _depthwise, _three_taps)
 
 # Computes the plain layer's output from input, weight and bias.
 PlainConvolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -62,7 +80,9 @@ class FactoredConvolution(torch.autograd.Function):
         if needs_weight:
             kind, meta = ctx.packed
             packed = kind.rebuild(kept, meta)
-        own = any(path.serves_weight(grad, ctx.shape, weight, ctx.geometry) for path in (_one_tap, _depthwise))
+        own = any(path.serves_weight(grad, ctx.shape, weight, ctx.geometry) for path in (_one_tap, _depthwise)) or (
+            needs_x and _three_taps.serves(grad, ctx.shape, weight, ctx.geometry)
+        )
         if isinstance(packed, DensePacked) and not own and not ctx.geometry.pads_explicitly:
             mask = (needs_x, True, ctx.has_bias and needs_bias)
             return *_plain_gradients(grad, packed.dense(), weight, ctx.geometry, mask), None, None, None
@@ -74,10 +94,9 @@ class FactoredConvolution(torch.autograd.Function):
 
 
 def _output(x: Tensor, weight: Tensor, bias: Tensor | None, plain: PlainConvolution, geometry: Geometry) -> Tensor:
-    if _one_tap.serves(x, x.shape, weight, geometry):
-        return _one_tap.output(x, weight, bias)
-    if _depthwise.serves(x, x.shape, weight, geometry):
-        return _depthwise.output(x, weight, bias, geometry)
+    for path in _PATHS:
+        if path.serves(x, x.shape, weight, geometry):
+            return path.output(x, weight, bias, geometry)
     return plain(x, weight, bias)
 
 
@@ -117,10 +136,9 @@ def input_gradient(
         Shape `shape`.
     """
     if layout == torch.contiguous_format:
-        if _one_tap.serves(grad, shape, weight, geometry):
-            return _one_tap.input_gradient(grad, weight)
-        if _depthwise.serves(grad, shape, weight, geometry):
-            return _depthwise.input_gradient(grad, weight, shape, geometry)
+        for path in _PATHS:
+            if path.serves(grad, shape, weight, geometry):
+                return path.input_gradient(grad, weight, shape, geometry)
     padded = list(shape)
     for axis, (before, after) in enumerate(geometry.explicit):
         padded[2 + axis] += before + after
@@ -185,7 +203,7 @@ def factored_convolution(
         geometry: The layer's geometry.
 
     Returns:
-        The plain layer's output, bit for bit, or to rounding where `_one_tap` or `_depthwise` computes it.
+        The plain layer's output, bit for bit, or to rounding where one of `_PATHS` computes it.
     """
     if not trains(module, x, weight, bias):
         return _output(x, weight, bias, plain, geometry) if _comes_again(module, x, weight) else plain(x, weight, bias)

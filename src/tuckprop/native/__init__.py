@@ -5,41 +5,21 @@ not serve, PyTorch's operations compute the same: nothing depends on them but ti
 """
 
 from collections.abc import Sequence
-from ctypes import c_double, c_float, c_int, c_int64, c_void_p
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tuckprop.native._build import library
-
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "clamp_below": (c_void_p, c_void_p, c_void_p, c_int64, c_float, c_float),
-    "clamp_both": (c_void_p, c_void_p, c_void_p, c_int64, c_float, c_float),
-    "gate": (c_void_p, c_void_p, c_void_p, c_int64),
-    "encode": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_float, c_float, c_float, c_void_p),
-    "decode": (c_void_p, c_void_p, c_int64, c_void_p, c_int),
-    "scale": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int),
-    "max_pool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
-    "max_unpool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
-    "batch_norm": (*[c_void_p] * 7, *[c_int64] * 3, c_double),
-    "batch_norm_backward": (*[c_void_p] * 8, *[c_int64] * 3),
-    "gram_rows": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
-    "gram_columns": (c_void_p, c_void_p, c_int64, c_int64),
-    "gram_panels": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
-    "cross_rows": (c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
-    "product_rows": (c_void_p, c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
-    "product_columns": (c_void_p, c_void_p, c_void_p, *[c_int64] * 3),
-    "tridiagonal": (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
-    "leading_pairs": (c_void_p, c_void_p, c_int64, c_double, c_void_p, c_void_p),
-    "depthwise": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
-    "depthwise_input": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
-    "depthwise_weight": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
-}
-
-# Those that return a number.
-_RETURNING: dict[str, Any] = {"encode": c_double, "leading_pairs": c_int64}
+from tuckprop.native._call import kernel, window_sizes
+from tuckprop.native.convolution import (
+    MOST_TAPS,
+    depthwise,
+    depthwise_input,
+    depthwise_weight,
+    winograd,
+    winograd_input,
+)
 
 # Elements of the widest vector that a kernel works with.
 LANES = 16
@@ -47,16 +27,6 @@ LANES = 16
 # From this size on a Gram matrix is worth a copy of what it is made from; below the other it takes what fits LANES.
 _WIDE = 256
 _NARROW = 32
-
-# Taps of a depthwise kernel, at most; as in depthwise.c.
-MOST_TAPS = 121
-
-
-@lru_cache(maxsize=8)
-def _kernel(name: str) -> Any:
-    function = getattr(library(), name)
-    function.argtypes, function.restype = _SIGNATURES[name], _RETURNING.get(name)
-    return function
 
 
 def serves(x: Tensor) -> bool:
@@ -77,8 +47,8 @@ def clamp(x: Tensor, y: Tensor, low: float, high: float | None) -> Tensor:
         uint8 [ceil(n / 8)], for `gate`.
     """
     bits = torch.empty(-(-x.numel() // 8), dtype=torch.uint8, device="cpu")
-    kernel = _kernel("clamp_below" if high is None else "clamp_both")
-    kernel(x.data_ptr(), y.data_ptr(), bits.data_ptr(), x.numel(), low, 0.0 if high is None else high)
+    name = "clamp_below" if high is None else "clamp_both"
+    kernel(name)(x.data_ptr(), y.data_ptr(), bits.data_ptr(), x.numel(), low, 0.0 if high is None else high)
     return bits
 
 
@@ -90,7 +60,7 @@ def gate(grad: Tensor, bits: Tensor, out: Tensor) -> None:
         bits: From `clamp`.
         out: Like `grad`; may be `grad`.
     """
-    _kernel("gate")(grad.data_ptr(), out.data_ptr(), bits.data_ptr(), grad.numel())
+    kernel("gate")(grad.data_ptr(), out.data_ptr(), bits.data_ptr(), grad.numel())
 
 
 def encode(
@@ -112,7 +82,7 @@ def encode(
     """
     scale = len(codes) / (2 * reach)
     values = None if levels is None else levels.data_ptr()
-    lost: float = _kernel("encode")(
+    lost: float = kernel("encode")(
         x.data_ptr(), out.data_ptr(), x.numel(), codes.data_ptr(), bits, reach, scale, offset, values
     )
     return lost
@@ -127,7 +97,7 @@ def decode(packed: Tensor, levels: Tensor, bits: int, out: Tensor) -> None:
         bits: As there.
         out: float32 [n], contiguous.
     """
-    _kernel("decode")(packed.data_ptr(), out.data_ptr(), out.numel(), levels.data_ptr(), bits)
+    kernel("decode")(packed.data_ptr(), out.data_ptr(), out.numel(), levels.data_ptr(), bits)
 
 
 def scale(grad: Tensor, packed: Tensor, levels: Tensor, bits: int, out: Tensor) -> None:
@@ -140,7 +110,7 @@ def scale(grad: Tensor, packed: Tensor, levels: Tensor, bits: int, out: Tensor) 
         bits: As there.
         out: Like `grad`; may be `grad`.
     """
-    _kernel("scale")(grad.data_ptr(), out.data_ptr(), packed.data_ptr(), grad.numel(), levels.data_ptr(), bits)
+    kernel("scale")(grad.data_ptr(), out.data_ptr(), packed.data_ptr(), grad.numel(), levels.data_ptr(), bits)
 
 
 def max_pool(x: Tensor, y: Tensor, taps: Tensor, window: Sequence[Sequence[int]]) -> None:
@@ -152,7 +122,7 @@ def max_pool(x: Tensor, y: Tensor, taps: Tensor, window: Sequence[Sequence[int]]
         taps: uint8, as many; the first of equals, the last NaN, taps counted row by row, at most 255 of them.
         window: Kernel, stride, padding and dilation, each for rows and columns; every window meets the plane.
     """
-    _kernel("max_pool")(x.data_ptr(), y.data_ptr(), taps.data_ptr(), *_window(x, y, window))
+    kernel("max_pool")(x.data_ptr(), y.data_ptr(), taps.data_ptr(), *_window(x, y, window))
 
 
 def max_unpool(grad: Tensor, taps: Tensor, out: Tensor, window: Sequence[Sequence[int]]) -> None:
@@ -164,33 +134,7 @@ def max_unpool(grad: Tensor, taps: Tensor, out: Tensor, window: Sequence[Sequenc
         out: float32 [.., h, v], contiguous.
         window: As there.
     """
-    _kernel("max_unpool")(grad.data_ptr(), taps.data_ptr(), out.data_ptr(), *_window(out, grad, window))
-
-
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, window: Sequence[Sequence[int]]) -> None:
-    """Write the depthwise convolution into `y`.
-
-    Args:
-        x: float32 [b, c, h, v], contiguous.
-        weight: float32 [c, 1, k, l], contiguous; at most MOST_TAPS taps.
-        bias: float32 [c], or None.
-        y: float32 [b, c, m, n], contiguous.
-        window: Kernel, stride, padding and dilation, each for rows and columns.
-    """
-    pointer = None if bias is None else bias.data_ptr()
-    sizes = _sizes(x, y, window)
-    _kernel("depthwise")(x.data_ptr(), weight.data_ptr(), pointer, y.data_ptr(), *x.shape[:2], sizes)
-
-
-def depthwise_input(grad: Tensor, weight: Tensor, out: Tensor, window: Sequence[Sequence[int]]) -> None:
-    """Write the gradient of the input of `depthwise` into `out` [b, c, h, v], from that of its output [b, c, m, n]."""
-    sizes = _sizes(out, grad, window)
-    _kernel("depthwise_input")(grad.data_ptr(), weight.data_ptr(), out.data_ptr(), *out.shape[:2], sizes)
-
-
-def depthwise_weight(x: Tensor, grad: Tensor, out: Tensor, window: Sequence[Sequence[int]]) -> None:
-    """Write the gradient of the weight of `depthwise` into `out` [c, 1, k, l], from input and output gradient."""
-    _kernel("depthwise_weight")(x.data_ptr(), grad.data_ptr(), out.data_ptr(), *x.shape[:2], _sizes(x, grad, window))
+    kernel("max_unpool")(grad.data_ptr(), taps.data_ptr(), out.data_ptr(), *_window(out, grad, window))
 
 
 def batch_norm(
@@ -210,7 +154,7 @@ def batch_norm(
     """
     mean, invstd, var = (torch.empty(x.shape[1], device="cpu") for _ in range(3))
     pointers = [None if t is None else t.data_ptr() for t in (x, y, weight, bias, mean, invstd, var)]
-    _kernel("batch_norm")(*pointers, *_planes(x), eps)
+    kernel("batch_norm")(*pointers, *_planes(x), eps)
     return mean, invstd, var
 
 
@@ -235,7 +179,7 @@ def batch_norm_backward(
     grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
     tensors = (grad, x, weight, mean, invstd, out, grad_weight, grad_bias)
     pointers = [None if t is None else t.data_ptr() for t in tensors]
-    _kernel("batch_norm_backward")(*pointers, *_planes(x))
+    kernel("batch_norm_backward")(*pointers, *_planes(x))
     return grad_weight, grad_bias
 
 
@@ -251,11 +195,11 @@ def gram(stack: Tensor) -> Tensor | None:
     samples, size, positions = stack.shape
     result = stack.new_empty(size, size)
     if size < _WIDE and positions == 1 and size % LANES == 0:
-        _kernel("gram_columns")(stack.data_ptr(), result.data_ptr(), samples, size)
+        kernel("gram_columns")(stack.data_ptr(), result.data_ptr(), samples, size)
     elif size < _WIDE and positions > 1 and positions % LANES == 0:
-        _kernel("gram_rows")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
+        kernel("gram_rows")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
     elif size >= _NARROW:
-        _kernel("gram_panels")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
+        kernel("gram_panels")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
     else:
         return None
     return result
@@ -273,7 +217,7 @@ def cross(left: Tensor, right: Tensor) -> Tensor:
     """
     result = left.new_empty(left.shape[1], right.shape[1])
     sizes = (left.shape[0], left.shape[1], right.shape[1], left.shape[2])
-    _kernel("cross_rows")(left.data_ptr(), right.data_ptr(), result.data_ptr(), *sizes)
+    kernel("cross_rows")(left.data_ptr(), right.data_ptr(), result.data_ptr(), *sizes)
     return result
 
 
@@ -289,10 +233,10 @@ def product(stack: Tensor, matrix: Tensor, out: Tensor, scale: Tensor | None = N
     samples, size, positions = stack.shape
     pointers = (stack.data_ptr(), matrix.data_ptr(), out.data_ptr())
     if positions == 1:
-        _kernel("product_columns")(*pointers, samples, size, matrix.shape[1])
+        kernel("product_columns")(*pointers, samples, size, matrix.shape[1])
     else:
         factor = None if scale is None else scale.data_ptr()
-        _kernel("product_rows")(*pointers, factor, samples, size, matrix.shape[1], positions)
+        kernel("product_rows")(*pointers, factor, samples, size, matrix.shape[1], positions)
 
 
 def tridiagonal(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -312,7 +256,7 @@ def tridiagonal(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     diagonal, beside = (torch.empty(count, dtype=torch.float64, device="cpu") for count in (size, size - 1))
     factors = matrix.new_empty(size - 1)
     pointers = [part.data_ptr() for part in (diagonal, beside, factors)]
-    _kernel("tridiagonal")(rows.data_ptr(), size, rows.shape[1], *pointers)
+    kernel("tridiagonal")(rows.data_ptr(), size, rows.shape[1], *pointers)
     return diagonal, beside, rows[:, :size], factors
 
 
@@ -331,7 +275,7 @@ def leading_pairs(diagonal: Tensor, beside: Tensor, share: float) -> tuple[Tenso
     size = len(diagonal)
     values, vectors = torch.empty_like(diagonal), torch.empty(size, size, dtype=torch.float32, device="cpu")
     pointers = (values.data_ptr(), vectors.data_ptr())
-    count = _kernel("leading_pairs")(diagonal.data_ptr(), beside.data_ptr(), size, share, *pointers)
+    count = kernel("leading_pairs")(diagonal.data_ptr(), beside.data_ptr(), size, share, *pointers)
     return None if count < 0 else (values[:count], vectors[:count])
 
 
@@ -341,11 +285,7 @@ def _planes(x: Tensor) -> tuple[int, int, int]:
 
 
 def _window(x: Tensor, y: Tensor, window: Sequence[Sequence[int]]) -> tuple[int, Any]:
-    return x.numel() // (x.shape[-1] * x.shape[-2]), _sizes(x, y, window)
-
-
-def _sizes(x: Tensor, y: Tensor, window: Sequence[Sequence[int]]) -> Any:
-    return (c_int64 * 12)(*x.shape[-2:], *y.shape[-2:], *[number for pair in window for number in pair])
+    return x.numel() // (x.shape[-1] * x.shape[-2]), window_sizes(x, y, window)
 
 
 __all__ = [
@@ -369,4 +309,6 @@ __all__ = [
     "scale",
     "serves",
     "tridiagonal",
+    "winograd",
+    "winograd_input",
 ]

@@ -15,9 +15,10 @@ from pathlib import Path
 log = logging.getLogger("tuckprop")
 
 _SOURCES = tuple(
-    Path(__file__).with_name(f"{name}.c") for name in ("kernels", "depthwise", "batch_norm", "gram", "product", "eigen")
+    Path(__file__).with_name(f"{name}.c")
+    for name in ("kernels", "depthwise", "batch_norm", "gram", "product", "eigen", "winograd")
 )
-_HEADER = Path(__file__).with_name("vectors.h")
+_HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tile"))
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 
 
@@ -56,7 +57,7 @@ def _fingerprint(compiler: str) -> str:
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     processor = sorted({line for line in lines if line.lower().startswith(("flags", "features", "cpu part"))})
     facts = (
-        *[path.read_text() for path in (*_SOURCES, _HEADER)],
+        *[path.read_text() for path in (*_SOURCES, *_HEADERS)],
         compiler,
         str(Path(compiler).stat().st_mtime),
         platform.machine(),

@@ -5,17 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "vectors.h"
+#include "tile.h"
 
-/* Rows and columns of a tile where X is read row by row; rows and vectors of columns where it is read column by column.
- * AVX-512 has 32 registers, AVX 16. */
-enum { TILE = LANES == 16 ? 5 : 3, HIGH = 6, WIDE = LANES == 16 ? 4 : 2 };
+/* Rows and columns of a tile where X is read row by row. */
+enum { TILE = LANES == 16 ? 5 : 3 };
 
 /* Elements of X that a tile sums over before it leaves the registers, and those that stay in the cache. */
 enum { DEEP = 1024, CACHED = 1 << 17, GROUPS = 16 };
 
 /* Rows and columns of a panel, and rows of it that a thread fills. */
-enum { PANEL = 128, PIECE = 32, GROUP = WIDE * LANES };
+enum { PANEL = 128, PIECE = 32 };
 
 /* G[i.., j..] += X[i..] Z[j..]^T for a tile, over `samples` matrices whose rows are `pitch` apart, and columns 0..count.
  * Rows beyond the last are computed as the last and not written. */
@@ -120,12 +119,7 @@ static inline __attribute__((always_inline)) void columns_tile(const float *cons
                                                                float *gram, Size pitch, Size rows, Size columns,
                                                                Size count, const int vectors) {
   Vector sum[HIGH][WIDE] = {{{0}}};
-  for (Size n = 0; n < count * step; n += step) {
-    Vector part[WIDE];
-    for (int v = 0; v < vectors; v++) part[v] = *(const Vector *)(right + n + v * LANES);
-    for (int t = 0; t < HIGH; t++)
-      for (int v = 0; v < vectors; v++) sum[t][v] += left[t][n] * part[v];
-  }
+  add_products(left, step, right, step, count, sum, HIGH, vectors);
   for (int t = 0; t < rows; t++) {
     float *to = gram + t * pitch;
     for (int v = 0; v < vectors; v++)

@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "vectors.h"
+#include "tile.h"
 
-/* Rows of a tile, and vectors of its columns. AVX-512 has 32 registers, AVX 16. */
-enum { HIGH = 6, WIDE = LANES == 16 ? 4 : 2, GROUP = WIDE * LANES, TALL = 12 };
+/* Rows of a tile of one vector. */
+enum { TALL = 12 };
 
 /* Rows of the matrix are cut into tiles of about the same height. */
 static Size tiles_of(Size rows) { return (rows + HIGH - 1) / HIGH; }
@@ -23,12 +23,9 @@ static inline __attribute__((always_inline)) void tile(const float *x, Size pitc
   if (scale)
     for (int t = 0; t < high; t++)
       for (int v = 0; v < wide; v++) sum[t][v] = scale[t] * *(const Vector *)(y + t * y_pitch + v * LANES);
-  for (Size i = 0; i < size; i++, x += pitch, m += high) {
-    Vector part[WIDE];
-    for (int v = 0; v < wide; v++) part[v] = *(const Vector *)(x + v * LANES);
-    for (int t = 0; t < high; t++)
-      for (int v = 0; v < wide; v++) sum[t][v] += m[t] * part[v];
-  }
+  const float *rows[HIGH];
+  for (int t = 0; t < high; t++) rows[t] = m + t;
+  add_products(rows, high, x, pitch, size, sum, high, wide);
   for (int t = 0; t < high; t++)
     for (int v = 0; v < wide; v++) *(Vector *)(y + t * y_pitch + v * LANES) = sum[t][v];
 }
@@ -108,12 +105,7 @@ static inline __attribute__((always_inline)) void columns_tile(const float *x, c
   Vector sum[TALL][WIDE] = {{{0}}};
   const float *rows[TALL];
   for (int t = 0; t < most_high; t++) rows[t] = x + least(t, high - 1) * size;
-  for (Size i = 0; i < size; i++, m += pitch) {
-    Vector part[WIDE];
-    for (int v = 0; v < wide; v++) part[v] = *(const Vector *)(m + v * LANES);
-    for (int t = 0; t < most_high; t++)
-      for (int v = 0; v < wide; v++) sum[t][v] += rows[t][i] * part[v];
-  }
+  add_products(rows, 1, m, pitch, size, sum, most_high, wide);
   for (int t = 0; t < high; t++) memcpy(y + t * y_pitch, sum[t], columns * sizeof(float));
 }
 

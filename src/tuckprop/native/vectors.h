@@ -28,4 +28,28 @@ static inline float total(Vector sum) {
   return result;
 }
 
+/* The transpose of LANES vectors, in place. */
+typedef int32_t Places __attribute__((vector_size(4 * LANES)));
+
+static inline __attribute__((always_inline)) void exchange(Vector *rows, const int step) {
+  Places low, high;
+#pragma GCC unroll 16
+  for (int l = 0; l < LANES; l++) {
+    low[l] = l & step ? LANES + l - step : l;
+    high[l] = l & step ? LANES + l : l + step;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++)
+    if (!(i & step)) {
+      const Vector a = rows[i], b = rows[i + step];
+      rows[i] = __builtin_shuffle(a, b, low), rows[i + step] = __builtin_shuffle(a, b, high);
+    }
+}
+
+static inline __attribute__((always_inline)) void transpose(Vector *rows) {
+  exchange(rows, 1), exchange(rows, 2);
+  if (LANES > 4) exchange(rows, 4);
+  if (LANES > 8) exchange(rows, 8);
+}
+
 #endif

@@ -1,0 +1,73 @@
+"""Convolutions of 3 x 3 taps at stride 1 on a CPU, channels first, by Winograd's F(2 x 2, 3 x 3).
+
+A library's convolution multiplies 36 times for 2 x 2 outputs, at the speed of a large product; this multiplies 16 times
+(`native/winograd.c`). Its sums are of other order, and its rounding errors one to three times those of the library.
+"""
+
+from math import prod
+
+import torch
+from torch import Size, Tensor, nn
+
+from tuckprop import native
+from tuckprop.layers._geometry import Geometry
+
+# Fewer channels leave vectors empty.
+_CHANNELS = 8
+
+# Fewer tiles are not worth the transform of the taps.
+_TILES = 32
+
+# Multiplications for one that a library makes, at most: small odd planes fill their tiles badly.
+_SHARE = 0.6
+
+
+def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
+    """Say whether `output` and `input_gradient` take these.
+
+    Args:
+        x: Input of the layer or gradient of its output, [b, c, h, v].
+        shape: Shape of the input.
+        weight: [o, c, 3, 3].
+        geometry: The layer's geometry.
+    """
+    return (
+        geometry.kernel == (3, 3)
+        and prod(geometry.stride) == prod(geometry.dilation) == geometry.groups == 1
+        and not geometry.transposed
+        and not geometry.pads_explicitly
+        and max(geometry.implicit) <= 2
+        and min(weight.shape[:2]) >= _CHANNELS
+        and type(x) in {Tensor, nn.Parameter}
+        and x.is_contiguous()
+        and native.serves(x)
+        and weight.dtype == x.dtype
+        # A weight in channels_last asks for such an output.
+        and weight.is_contiguous()
+        and _pays(shape[0], _positions(shape, geometry))
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _positions(shape: Size, geometry: Geometry) -> list[int]:
+    return [size + 2 * pad - 2 for size, pad in zip(shape[2:], geometry.implicit, strict=True)]
+
+
+def _pays(samples: int, positions: list[int]) -> bool:
+    """Say whether there are enough tiles, and few enough for these output positions a sample."""
+    tiles = prod(-(-size // 2) for size in positions)
+    return samples * tiles >= _TILES and 16 * tiles <= _SHARE * 9 * prod(positions)
+
+
+def output(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Return the convolution of `x` [b, c, h, v] with `weight` [o, c, 3, 3] and `bias` [o]: [b, o, m, n]."""
+    y = x.new_empty(len(x), len(weight), *_positions(x.shape, geometry))
+    native.winograd(x, weight, bias, y, geometry.implicit)
+    return y
+
+
+def input_gradient(grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry) -> Tensor:
+    """Return the gradient of an input of this shape from that of the output, [b, o, m, n]."""
+    out = grad.new_empty(shape)
+    native.winograd_input(grad, weight, out, geometry.implicit)
+    return out
