@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import tuckprop
 from tuckprop import ASI, HOSVD, GradientFilter, Subspace
-from tuckprop.budget import Option, allocate, parse_bytes, tabulate
+from tuckprop.allocation import Option, allocate
+from tuckprop.budget import parse_bytes, tabulate
 from tuckprop.codecs import Dense
 from tuckprop.errors import ConfigError
 
@@ -100,7 +101,7 @@ def test_the_measured_bytes_are_within_a_tenth_of_the_budget(codec: HOSVD | Subs
 
 
 def test_asis_ranks_are_judged_as_published() -> None:
-    """By HOSVD's ranks at six shares of variance, and the Frobenius error that they make in the weight gradient."""
+    """By HOSVD's ranks at the six shares of variance, and the Frobenius error that they make in the weight gradient."""
     model, x = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1)), smooth_images(0)
     converted = tuckprop.convert(model, tuckprop.Dense())
     tables = tabulate(converted, ASI(), ["0"], lambda: converted(x).square().sum())
@@ -118,10 +119,12 @@ def test_asis_ranks_are_judged_as_published() -> None:
         if 4 * count < 4 * x.numel():
             expected.setdefault(4 * count, (ranks, float((lossy - exact).norm())))
     found = {option.nbytes: (option.codec.ranks, option.error) for option in tables["0"] if option.error}
-    assert found.keys() == expected.keys()
-    for nbytes, (ranks, error) in found.items():
-        assert ranks == expected[nbytes][0]
-        assert error == pytest.approx(expected[nbytes][1], rel=1e-3)
+    assert found.keys() >= expected.keys()
+    for nbytes, (ranks, error) in expected.items():
+        assert found[nbytes][0] == ranks
+        assert found[nbytes][1] == pytest.approx(error, rel=1e-3)
+    # Beyond the published ones, there are some that lose less.
+    assert min(error for _, error in found.values()) < 0.5 * min(error for _, error in expected.values())
 
 
 def gradients(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:

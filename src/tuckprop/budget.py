@@ -1,14 +1,16 @@
 """Spend a byte budget where it buys the most exact gradient: one codec setting a site, from one calibration batch."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tuckprop.allocation import Option
 from tuckprop.codecs import ASI, HOSVD, Codec, DensePacked, Packed
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.errors import ConfigError
@@ -19,26 +21,13 @@ from tuckprop.linalg.basis import NotFactorableError
 # Shares of variance that are tried at each site.
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 0.9999)
 
-# Those that ASI's paper tries.
-PERPLEXITY_GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# The six that ASI's paper tries, and some beyond, as those alone leave large budgets unused.
+PERPLEXITY_GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+
+# Steps from one share to the next, of which the ends are measured.
+_PARTS = 4
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-@dataclass(frozen=True)
-class Option:
-    """One setting of one site, on the calibration batch.
-
-    Attributes:
-        codec: The setting.
-        nbytes: Bytes it keeps.
-        error: Squared Frobenius error of the weight gradient, over the squared norm of the exact one; for ASI the
-            Frobenius error itself, which its paper calls perplexity.
-    """
-
-    codec: Codec
-    nbytes: int
-    error: float
 
 
 def parse_bytes(budget: int | str) -> int:
@@ -63,61 +52,10 @@ def parse_bytes(budget: int | str) -> int:
     return int(value)
 
 
-def allocate(tables: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option]:
-    """Choose one option a site so that bytes stay within the budget and the summed error is near its least.
-
-    A Lagrange multiplier prices a byte the same everywhere; bisection finds the lowest price that the budget affords,
-    and what is left over buys the best single upgrades. Exact on the convex hull of each site's options.
-
-    Args:
-        tables: The options of each site, at least one each.
-        budget: Bytes for all sites together.
-
-    Returns:
-        The chosen option by site.
-
-    Raises:
-        ConfigError: Even the smallest options do not fit.
-    """
-    least = sum(min(option.nbytes for option in options) for options in tables.values())
-    if least > budget:
-        raise ConfigError(f"budget: {budget} bytes are too few; the smallest forms of all sites take {least} bytes")
-
-    def choose(price: float) -> dict[str, Option]:
-        return {
-            site: min(options, key=lambda o: (o.error + price * o.nbytes, o.nbytes)) for site, options in tables.items()
-        }
-
-    def cost(chosen: Mapping[str, Option]) -> int:
-        return sum(option.nbytes for option in chosen.values())
-
-    low, high = 0.0, 1.0
-    if cost(choose(low)) <= budget:
-        return choose(low)
-    while cost(choose(high)) > budget:
-        high *= 4
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (low, middle) if cost(choose(middle)) <= budget else (middle, high)
-    chosen = choose(high)
-    while True:
-        spare = budget - cost(chosen)
-        upgrades = [
-            ((chosen[site].error - o.error) / max(1, o.nbytes - chosen[site].nbytes), site, o)
-            for site, options in tables.items()
-            for o in options
-            if o.error < chosen[site].error and o.nbytes - chosen[site].nbytes <= spare
-        ]
-        if not upgrades:
-            return chosen
-        _, site, option = max(upgrades, key=lambda upgrade: upgrade[0])
-        chosen[site] = option
-
-
 def trials(codec: Codec, x: Tensor) -> Iterator[tuple[Codec, Packed, int]]:
     """Yield the settings of `codec` to try on the activation `x`, the form of `x` to judge each by, and its bytes.
 
-    For ASI the settings are the ranks that HOSVD has at each of the published shares of variance, and the form is
+    For ASI the settings are the ranks that HOSVD has at each of `PERPLEXITY_GRID`, and the form is
     HOSVD's, as published: that to which iteration leads. For others they are the shares of `GRID`, by their own forms.
 
     Raises:
@@ -190,16 +128,49 @@ def _options(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> list[Option
     exact = module.weight_gradient(DensePacked(x), grad)
     norm = float(exact.norm()) or 1.0
     options = [Option(codec, x.numel() * x.element_size(), 0.0)]
-    seen: set[int] = set()
+    # The last setting of as many bytes, of which the first is offered.
+    last: dict[int, Codec] = {}
     with suppress(NotFactorableError):
         for setting, packed, nbytes in trials(codec, x):
-            if nbytes in seen or nbytes >= plain_bytes(x):
+            if nbytes >= plain_bytes(x):
                 continue
-            seen.add(nbytes)
-            distance = float((module.weight_gradient(packed, grad) - exact).norm())
-            error = distance if isinstance(codec, ASI) else (distance / norm) ** 2
-            options.append(Option(setting, nbytes, error))
-    return options
+            if nbytes not in last:
+                distance = float((module.weight_gradient(packed, grad) - exact).norm())
+                error = distance if isinstance(codec, ASI) else (distance / norm) ** 2
+                options.append(Option(setting, nbytes, error))
+            last[nbytes] = setting
+    return options if isinstance(codec, ASI) else options + between(options, last)
+
+
+def between(options: Sequence[Option], last: Mapping[int, Codec]) -> list[Option]:
+    """Return settings between neighbours of these, with bytes and errors that are interpolated, not measured.
+
+    A model of few layers could not come near a budget without. What is lost goes from one to the other by equal
+    factors, and so do bytes and error; where more bytes do not mean less error, there is nothing between.
+
+    Args:
+        options: Settings of one site that were measured; those without an error are passed over.
+        last: By bytes, the highest epsilon that takes as many.
+    """
+    lossy = sorted((option for option in options if option.error), key=lambda option: _epsilon(option.codec))
+    found = []
+    for low, high in itertools.pairwise(lossy):
+        start, end = (1 - _epsilon(codec) for codec in (last[low.nbytes], high.codec))
+        if not (low.nbytes < high.nbytes and low.error > high.error and start > end > 0):
+            continue
+        for part in range(1, _PARTS):
+            share = part / _PARTS
+            lost, nbytes, error = (
+                one ** (1 - share) * other**share
+                for one, other in ((start, end), (low.nbytes, high.nbytes), (low.error, high.error))
+            )
+            setting = replace(low.codec, epsilon=round(1 - lost, 6))  # type: ignore[call-arg]
+            found.append(Option(setting, round(nbytes), error))
+    return found
+
+
+def _epsilon(codec: Codec) -> float:
+    return cast(float, codec.epsilon)  # type: ignore[attr-defined]
 
 
 def example_loss(output: Any) -> Tensor:

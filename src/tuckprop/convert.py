@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from tuckprop.errors import ConfigError
 from tuckprop.layers import Site, Twin, find_twin, load_twins_for
+from tuckprop.layers._allowance import Allowance
 from tuckprop.layers._held import NoteInputs
 from tuckprop.layers._twin import become_plain, become_twin
 from tuckprop.plan import CodecChoice, Plan, Select, choose_sites, decide, names_before, refuse_converted
@@ -23,8 +24,9 @@ def convert(
 ) -> nn.Module:
     """Make `model` keep its activations in packed form, in place.
 
-    The forward stays bit-identical, and so do parameters, `state_dict` keys, hooks and `isinstance`; only what is kept
-    for backward changes. The input gradient of convolutions and Linear layers stays exact.
+    The forward stays bit-identical, but for rounding where a compiled kernel serves (float32 on a CPU, channels first),
+    and so do parameters, `state_dict` keys, hooks and `isinstance`; only what is kept for backward changes. The input
+    gradient of convolutions and Linear layers stays exact.
 
     Args:
         model: Any model.
@@ -82,19 +84,27 @@ def settle(
     return codec
 
 
-def carry_out(model: nn.Module, plan: Plan) -> None:
-    """Give every site of the plan its twin, in place.
+def carry_out(model: nn.Module, plan: Plan) -> Allowance | None:
+    """Give every site of the plan its twin, in place; return what keeps them within the plan's budget.
 
     Raises:
         ConfigError: The plan does not fit the model.
     """
+    allowance = None if plan.form_bytes is None else Allowance(plan.budget or 0, plan.form_bytes)
     modules = dict(model.named_modules())
-    for site in plan.sites:
-        module = modules[site.name]
-        twin = find_twin(module, site.codec)
+    for planned in plan.sites:
+        module = modules[planned.name]
+        twin = find_twin(module, planned.codec)
         assert twin is not None
-        become_twin(module, twin, Site(site.name, site.codec))
+        site = Site(planned.name, planned.codec, allowance=allowance)
+        become_twin(module, twin, site)
+        if allowance is not None and planned.options:
+            number = [option.setting for option in planned.options].index(planned.codec)
+            allowance.watch(site, planned.options, number)
     model.register_forward_pre_hook(NoteInputs(), with_kwargs=True)
+    if allowance is not None:
+        model.register_forward_pre_hook(allowance)
+    return allowance
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -127,7 +137,7 @@ def unconvert(model: nn.Module) -> None:
     """Give every module its plain class back; what is frozen stays frozen."""
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, NoteInputs):
+            if isinstance(hook, (NoteInputs, Allowance)):
                 del module._forward_pre_hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
         if isinstance(module, Twin):

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuckprop.budget import Option, allocate, example_loss, parse_bytes, tabulate
+from tuckprop.allocation import Option, allocate
+from tuckprop.budget import example_loss, parse_bytes, tabulate
 from tuckprop.codecs import Codec, Dense
 from tuckprop.convert import carry_out, keep_frozen, settle, thaw, unconvert
 from tuckprop.errors import ConfigError, TuckpropWarning
@@ -59,7 +60,10 @@ def plan(
             plain = _held(model, example_input, decided, shapes)
             if budget is not None:
                 decided = _within(model, example_input, codec, decided, parse_bytes(budget), loss_fn or example_loss)
-            packed = _held_converted(model, example_input, decided)
+            packed, spent = _held_converted(model, example_input, decided)
+            if budget is not None:
+                limit = parse_bytes(budget)
+                decided = replace(decided, budget=limit, form_bytes=limit - sum(packed.values()) + spent)
         finally:
             unconvert(model)
             if keep is not None:
@@ -106,11 +110,15 @@ def _held(model: nn.Module, example: Any, decided: Plan, shapes: dict[str, tuple
             handle.remove()
 
 
-def _held_converted(model: nn.Module, example: Any, decided: Plan) -> dict[str, int]:
-    """Return held bytes by module with the plan carried out; only classes are put back afterwards."""
-    carry_out(model, decided)
+def _held_converted(model: nn.Module, example: Any, decided: Plan) -> tuple[dict[str, int], int]:
+    """Return held bytes by module, and what sites keep of activations, with the plan carried out.
+
+    Only classes are put back afterwards.
+    """
+    allowance = carry_out(model, replace(decided, budget=0, form_bytes=0))
+    assert allowance is not None
     try:
-        return _held(model, example, decided, {})
+        return _held(model, example, decided, {}), sum(allowance.spent.values())
     finally:
         unconvert(model)
 
@@ -131,7 +139,7 @@ def _within(
     finally:
         unconvert(model)
     smallest = {name: min(options, key=lambda o: o.nbytes) for name, options in tables.items()}
-    rest = sum(_held_converted(model, example, _with_options(decided, smallest)).values())
+    rest = sum(_held_converted(model, example, _with_options(decided, smallest))[0].values())
     rest -= sum(option.nbytes for option in smallest.values())
     if rest + sum(option.nbytes for option in smallest.values()) > budget:
         least = rest + sum(option.nbytes for option in smallest.values())
@@ -143,17 +151,17 @@ def _within(
     # Sites that share a tensor hold it once, so what the sum says is corrected by what is measured.
     for _ in range(4):
         chosen = _with_options(decided, allocate(tables, budget - rest))
-        held = sum(_held_converted(model, example, chosen).values())
+        held = sum(_held_converted(model, example, chosen)[0].values())
         if best_held < held <= budget:
             best, best_held = chosen, held
         if 0.95 * budget <= held <= budget:
             break
         rest = min(rest + held - budget, budget - sum(option.nbytes for option in smallest.values()))
-    return best
+    return replace(best, sites=tuple(replace(site, options=tuple(tables.get(site.name, ()))) for site in best.sites))
 
 
 def _with_options(plan: Plan, options: Mapping[str, Option]) -> Plan:
-    return _with_codecs(plan, {name: option.codec if option.error else Dense() for name, option in options.items()})
+    return _with_codecs(plan, {name: option.setting for name, option in options.items()})
 
 
 def _with_codecs(plan: Plan, codecs: Mapping[str, Codec]) -> Plan:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList
 
+from tuckprop.allocation import Option
 from tuckprop.codecs import Codec, Dense, codecs
 from tuckprop.errors import ConfigError
 from tuckprop.layers import Twin, find_twin, load_twins_for
@@ -30,6 +31,7 @@ class SitePlan:
         input_shape: Shape of its input on the example, or None before a run.
         plain_bytes: Bytes it holds for backward unconverted, on the example.
         predicted_bytes: Bytes it will hold for backward, on the example.
+        options: Where there is a budget: the settings that `codec` was chosen from, and may be exchanged for.
     """
 
     name: str
@@ -38,6 +40,7 @@ class SitePlan:
     input_shape: tuple[int, ...] | None = None
     plain_bytes: int | None = None
     predicted_bytes: int | None = None
+    options: tuple[Option, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,15 @@ class Plan:
         sites: Modules to convert, in the model's order.
         skipped: Modules that hold activations or weights and are left alone.
         frozen: Names of modules that are frozen and kept in eval mode (the paper's "last k layers").
+        budget: Bytes that the model may hold for backward, or None. Settings then follow what is held in training.
+        form_bytes: Bytes of the budget that are left for what sites keep of activations, or None.
     """
 
     sites: tuple[SitePlan, ...]
     skipped: tuple[Skipped, ...] = ()
     frozen: tuple[str, ...] = ()
+    budget: int | None = None
+    form_bytes: int | None = None
 
     @property
     def plain_bytes(self) -> int:
@@ -82,6 +89,8 @@ class Plan:
             shape = "" if s.input_shape is None else "x".join(map(str, s.input_shape))
             rows.append((s.name, s.kind, shape, repr(s.codec), kib(s.plain_bytes), kib(s.predicted_bytes)))
         rows.append(("total", "", "", "", kib(self.plain_bytes), kib(self.predicted_bytes)))
+        if self.budget is not None:
+            rows.append(("budget", "", "", "", "", kib(self.budget)))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join(f"{c:<{w}}" if i < 4 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(r, widths, strict=True)))
@@ -98,19 +107,18 @@ class Plan:
         Raises:
             ConfigError: A codec is not registered, and so has no name.
         """
-        names = {codecs[name]: name for name in codecs}
-        foreign = next((s.codec for s in self.sites if type(s.codec) not in names), None)
+        used = [codec for s in self.sites for codec in (s.codec, *(option.codec for option in s.options))]
+        foreign = next((codec for codec in used if type(codec) not in _names()), None)
         if foreign is not None:
             raise ConfigError(f"Plan.to_json: expected a registered codec, got {foreign!r}")
         sites = [
             {f.name: getattr(s, f.name) for f in fields(s)}
-            | {"codec": {"name": names[type(s.codec)], **asdict(s.codec)}}
+            | {"codec": _as_data(s.codec)}
+            | {"options": [asdict(option) | {"codec": _as_data(option.codec)} for option in s.options]}
             for s in self.sites
         ]
-        return json.dumps(
-            {"version": 1, "sites": sites, "skipped": [asdict(s) for s in self.skipped], "frozen": self.frozen},
-            indent=1,
-        )
+        whole = {"version": 1, "sites": sites, "skipped": [asdict(s) for s in self.skipped], "frozen": self.frozen}
+        return json.dumps(whole | {"budget": self.budget, "form_bytes": self.form_bytes}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -125,16 +133,28 @@ class Plan:
                 raise ConfigError(f"Plan.from_json: expected version 1, got {data['version']!r}")
             sites = []
             for entry in data["sites"]:
-                settings = dict(entry["codec"])
-                codec = codecs[settings.pop("name")](**settings)
                 shape = entry["input_shape"]
-                sites.append(
-                    SitePlan(**entry | {"codec": codec, "input_shape": None if shape is None else tuple(shape)})
-                )
+                options = [Option(**o | {"codec": _from_data(o["codec"])}) for o in entry.get("options", ())]
+                changed = {"codec": _from_data(entry["codec"]), "options": tuple(options)}
+                sites.append(SitePlan(**entry | changed | {"input_shape": None if shape is None else tuple(shape)}))
             skipped = tuple(Skipped(**entry) for entry in data["skipped"])
-            return cls(tuple(sites), skipped, tuple(data["frozen"]))
+            limits = (data.get("budget"), data.get("form_bytes"))
+            return cls(tuple(sites), skipped, tuple(data["frozen"]), *limits)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"Plan.from_json: not a plan: {error!r}") from error
+
+
+def _names() -> dict[type[Codec], str]:
+    return {codecs[name]: name for name in codecs}
+
+
+def _as_data(codec: Codec) -> dict[str, Any]:
+    return {"name": _names()[type(codec)], **asdict(codec)}
+
+
+def _from_data(data: Mapping[str, Any]) -> Codec:
+    settings = dict(data)
+    return codecs[settings.pop("name")](**settings)
 
 
 def decide(

@@ -15,7 +15,7 @@ import tuckprop
 from tests.cases import decaying
 from tuckprop import Subspace
 from tuckprop.codecs._coded import CodedPacked
-from tuckprop.codecs._tucker import TuckerPacked
+from tuckprop.codecs._half import HalfPacked
 from tuckprop.codecs.subspace import SubspaceTracker
 from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.linalg.standardised import Standardised
@@ -35,7 +35,7 @@ def test_flat_spectra_are_coded_and_steep_ones_factored() -> None:
     flat, steep = Subspace(0.8).compress(noise(0)), Subspace(0.8).compress(decaying(SHAPE, seed=0).float())
     assert isinstance(flat, CodedPacked)
     assert flat.nbytes == 2 * noise(0).numel() // 8 + 4 * 4
-    assert isinstance(steep, TuckerPacked)
+    assert isinstance(steep, HalfPacked)
     # Two bits take more than these factors do, and would.
     assert steep.nbytes < flat.nbytes
 
@@ -109,7 +109,7 @@ def test_levels_are_fitted_once_for_values_alike_and_follow_their_scale() -> Non
 def test_the_horizon_decides_anew() -> None:
     tracker = Subspace(0.8, horizon=3).tracker()
     kinds = [type(tracker.compress(noise(0) if i < 3 else decaying(SHAPE, seed=0).float())) for i in range(4)]
-    assert kinds == [CodedPacked] * 3 + [TuckerPacked]
+    assert kinds == [CodedPacked] * 3 + [HalfPacked]
 
 
 def test_a_tensor_that_is_not_finite_leaves_the_code_alone() -> None:

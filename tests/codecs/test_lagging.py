@@ -17,6 +17,7 @@ from tests.cases import decaying
 from tests.codecs.test_subspace import SHAPE, lost_share, pack, similar
 from tuckprop import ASI, Subspace
 from tuckprop.codecs import Codec, asi, subspace
+from tuckprop.codecs._half import HalfPacked
 from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.linalg import orthonormal
 from tuckprop.linalg.lagged import Lagged
@@ -111,7 +112,7 @@ def test_a_settled_activation_on_a_gpu_mixes_no_devices_and_reads_nothing(
     with FakeTensorMode():
         tracker.apply(lambda basis: torch.empty(basis.shape, device="cuda"))
         packed = tracker.compress(torch.empty(SHAPE, device="cuda"))
-        assert isinstance(packed, TuckerPacked)
+        assert isinstance(packed, (TuckerPacked, HalfPacked))
         assert all(tensor.is_cuda for tensor in packed.tensors())
         assert packed.dense().shape == SHAPE
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tuckprop.codecs._base import Packed
 from tuckprop.codecs._coded import CodedPacked
+from tuckprop.codecs._half import HalfPacked
 from tuckprop.codecs._recent import Recent
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.linalg.basis import check_energy, sum_of_squares
@@ -27,7 +28,7 @@ _LEAST_CODED = 1 << 14
 
 # Of the bytes of core and factors, so many are worth giving up for what factors save in the product with a gradient:
 # time. A norm has no such product.
-_FACTORS_SERVE = 1 / 3
+_FACTORS_SERVE = 2 / 3
 
 # An activation's sizes without the batch.
 Key = tuple[int, ...]
@@ -107,7 +108,7 @@ class CodeTracker:
             self.in_use[key] = replace(known, age=known.age + 1)
         return _coded(like, codes, levels, known), fitted
 
-    def instead_of(self, form: TuckerPacked, x: Tensor | Standardised) -> Packed:
+    def instead_of(self, form: TuckerPacked | HalfPacked, x: Tensor | Standardised) -> Packed:
         """Return `form`, or codes of `x` where those take far fewer bytes and lose no more than `1 - epsilon`.
 
         In the latter case later activations are coded too, until the horizon.

@@ -112,10 +112,16 @@ def in_order(parts: Parts, order: Sequence[int], dtype: torch.dtype) -> TuckerPa
         NotFactorableError: The core does not fit the range of `dtype`.
     """
     core, factors, ranks = parts
-    back = [order.index(axis) for axis in range(len(order))]
-    kept = {order[axis]: matrix.to(dtype) for axis, matrix in factors.items()}
     limit = torch.finfo(dtype).max
     # No entry of the core is larger than its norm, whose square was finite: bfloat16 needs no look, float16 does.
     if limit < torch.finfo(core.dtype).max ** 0.5 and not bool((core.abs() <= limit).all()):
         raise NotFactorableError(f"its core is out of the range of {dtype}")
-    return TuckerPacked(core.to(dtype).permute(back), kept, tuple(ranks[axis] for axis in back))
+    return put_back((core.to(dtype), {axis: matrix.to(dtype) for axis, matrix in factors.items()}, ranks), order)
+
+
+def put_back(parts: Parts, order: Sequence[int]) -> TuckerPacked:
+    """Return the packed form of a tensor from that of the tensor with its axes in this order, in the dtypes it has."""
+    core, factors, ranks = parts
+    back = [order.index(axis) for axis in range(len(order))]
+    kept = {order[axis]: matrix for axis, matrix in factors.items()}
+    return TuckerPacked(core.permute(back), kept, tuple(ranks[axis] for axis in back))

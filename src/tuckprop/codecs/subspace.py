@@ -6,7 +6,6 @@ as few-bit numbers of levels (`_tracked_code.py`), and no basis is tracked.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from math import isnan, prod
 from typing import Any
 
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
 from tuckprop.codecs._bases import Bases
+from tuckprop.codecs._half import FACTOR, HalfPacked, halves
 from tuckprop.codecs._recent import Recent
 from tuckprop.codecs._recomputation import Recomputation
 from tuckprop.codecs._tracked_code import CodeTracker, Key, least_loss
-from tuckprop.codecs._tucker import Parts, TuckerPacked, in_memory_order, in_order
+from tuckprop.codecs._tucker import Parts, TuckerPacked, in_order
 from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
@@ -86,7 +86,7 @@ class SubspaceTracker:
             return DensePacked(x)
         if (coded := self._encode(x, stays)) is not None:
             return coded
-        form = in_memory_order(x, working_dtype(x.dtype, self.epsilon), partial(self._factor, stays))
+        form = self._form(x, stays)
         return form if stays else self._smaller(form, x)
 
     def compress_standardised(self, source: Standardised) -> Packed:
@@ -99,13 +99,20 @@ class SubspaceTracker:
             return DensePacked(source.x)
         if (coded := self._encode(source, stays)) is not None:
             return coded
-        dtype = working_dtype(source.x.dtype, self.epsilon)
-        if source.x.dtype != dtype or not is_dense(source.x):
-            form = in_memory_order(source.dense(), dtype, partial(self._factor, stays))
-        else:
-            order = memory_order(source.x)
-            form = in_order(self._factor(stays, source.permute(order), order), order, source.x.dtype)
+        direct = source.x.dtype == working_dtype(source.x.dtype, self.epsilon) and is_dense(source.x)
+        form = self._form(source if direct else source.dense(), stays)
         return form if stays else self._smaller(form, source)
+
+    def _form(self, x: Tensor | Standardised, stays: bool) -> TuckerPacked | HalfPacked:
+        like = x.x if isinstance(x, Standardised) else x
+        order, half = memory_order(like), halves(like.dtype, self.epsilon)
+        y: Tensor | Standardised
+        if isinstance(x, Standardised):
+            y = x.permute(order)
+        else:
+            y = x.permute(order).contiguous().to(working_dtype(x.dtype, self.epsilon))
+        parts = self._factor(stays, half, y, order)
+        return HalfPacked.of(parts, order, like.dtype) if half else in_order(parts, order, like.dtype)
 
     def _stays(self, x: Tensor) -> bool:
         """Say whether bases and codes, where there are some, serve `x` as they are: nothing is looked at or moved."""
@@ -119,7 +126,7 @@ class SubspaceTracker:
         self.refreshes += fitted
         return packed
 
-    def _smaller(self, form: TuckerPacked, x: Tensor | Standardised) -> Packed:
+    def _smaller(self, form: TuckerPacked | HalfPacked, x: Tensor | Standardised) -> Packed:
         """Return `form`, or, where its bases are new, codes in its place if those are smaller."""
         key = tuple(x.shape[1:])
         chosen = self.codes.instead_of(form, x) if self.bases[key].age == 1 else form
@@ -171,7 +178,7 @@ class SubspaceTracker:
         self.codes.restore(state.get("codes", []))
         self.refreshes, self.uses = state["refreshes"], state["uses"]
 
-    def _factor(self, stays: bool, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
+    def _factor(self, stays: bool, half: bool, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
         like = y.x if isinstance(y, Standardised) else y
         energy = y.energy if isinstance(y, Standardised) else sum_of_squares(y)
         lagging = waiting_costs(like.device)
@@ -195,8 +202,9 @@ class SubspaceTracker:
             if lagging:
                 check_energy(float(energy), like)
             dense = y.dense() if isinstance(y, Standardised) else y
-            known, core = self._refresh(dense, order, float(energy), known, missed)
-        factors = {order.index(axis): basis.to(core) for axis, basis in known.factors.items()}
+            known, core = self._refresh(dense, order, float(energy), known, missed, half)
+        # As they are kept: a copy would be held beside them.
+        factors = {order.index(axis): basis if half else basis.to(core) for axis, basis in known.factors.items()}
         tracked, batch = core, dict[int, Tensor]()
         if known.batch_pays:
             at_known_rank = lagging and known.age > 0
@@ -259,16 +267,18 @@ class SubspaceTracker:
         return mode_product(core, basis, mode), {mode: basis}
 
     def _refresh(
-        self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None, missed: bool
+        self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None, missed: bool, half: bool
     ) -> tuple[Bases, Tensor]:
         self.refreshes += 1
         misses, whole = self._learn(known, missed, y.device)
         room = 1 - (1 - _ROOM) ** misses
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
         bases = {mode: self._basis(y, mode, energy, _before(known, order[mode]), room) for mode in modes}
+        if half:
+            bases = {mode: replace(known, basis=known.basis.to(FACTOR)) for mode, known in bases.items()}
         ranks = [bases[m].basis.shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
         factors = {mode: bases[mode].basis for mode in modes_worth_factoring(y.shape, ranks)}
-        core = project(y, factors)
+        core = project(y, {mode: factor.to(y) for mode, factor in factors.items()})
         needed = core
         for mode in factors:
             needed = needed.narrow(mode, 0, bases[mode].needed)
@@ -333,11 +343,14 @@ class Subspace(Codec):
     The batch mode is not tracked, as a basis of other samples says nothing about these: where it saves bytes, it is
     factored in the small core of each step, at a share `1 - (1 - epsilon) / 3` of the core's energy.
 
+    Of activations in single precision, bases are kept as float16 and cores as bfloat16 where epsilon is at most 0.99:
+    half the bytes, and rounding loses a millionth of the energy.
+
     Activations in single precision on a CPU, of 16,384 elements and more, are kept as numbers of 1, 2, 4 or 8 bits
-    where those take under a third of the bytes of core and factors (in norms, which multiply nothing with the factors:
-    fewer bytes) and lose no more than `1 - epsilon` of the energy: the number of the nearest of a few levels, fitted to
-    the activation's own values. What they lose is measured at every step, and the levels are fitted anew where it is
-    more than `1 + slack` times what it was. So it is in networks with flat spectra, such as untrained ones.
+    where those take under two thirds of the bytes of core and factors (in norms, which multiply nothing with the
+    factors: fewer bytes) and lose no more than `1 - epsilon` of the energy: the number of the nearest of a few levels,
+    fitted to the activation's own values. What they lose is measured at every step, and the levels are fitted anew
+    where it is more than `1 + slack` times what it was. So it is in networks with flat spectra, such as untrained ones.
 
     On a GPU the loss is read at the site's next activation, so that the host never waits: an activation that loses too
     much is stored all the same, and the next one is decomposed anew. The batch is factored there at the rank it had

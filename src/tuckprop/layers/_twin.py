@@ -14,8 +14,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Size, Tensor, nn
 
+from tuckprop.allocation import Option
 from tuckprop.codecs import Codec, Dense, DensePacked, Packed, Tracker
 from tuckprop.errors import ConfigError
+from tuckprop.layers._allowance import Allowance
 from tuckprop.layers._held import Holder, holder
 from tuckprop.layers._shared import Choice, shared
 from tuckprop.linalg.basis import NotFactorableError
@@ -33,14 +35,21 @@ class Site:
         codec: How the activation is kept.
         fallbacks: How often the plain tensor was kept because the activation had no decomposition.
         tracker: What the codec carries from step to step, if anything.
+        allowance: What all sites may keep together, where there is a budget.
     """
 
     name: str
     codec: Codec = field(default_factory=Dense)
     fallbacks: int = 0
     tracker: Tracker | None = None
+    allowance: Allowance | None = None
 
     def __post_init__(self) -> None:
+        self.tracker = self.codec.tracker()
+
+    def choose(self, option: Option) -> None:
+        """Keep activations by this setting from now on."""
+        self.codec = option.setting
         self.tracker = self.codec.tracker()
 
     def pack(self, x: Tensor) -> Packed:
@@ -53,7 +62,9 @@ class Site:
         held = holder(x)
         if may_shrink(self.codec, x.shape) and (held is None or (held is Holder.CALLER and _observers)):
             compress = (self.tracker or self.codec).compress
-            choice = shared(x, self.codec, lambda x: self._choose(x, lambda: compress(x)))
+            choice = shared(x, self.codec, lambda x: self._choose(x, lambda: compress(x), counts=held is None))
+        elif held is None:
+            self._count(x, None)
         kept = DensePacked(x) if choice.kept is None or held is not None else choice.kept
         notify(PackEvent(self, x.shape, x.element_size(), choice.paper_count, kept))
         return kept
@@ -64,20 +75,29 @@ class Site:
         choice = Choice(None, source.x.numel())
         if codec is not None and may_shrink(self.codec, source.shape):
             with torch.no_grad(), torch.autocast(source.x.device.type, enabled=False):
-                choice = self._choose(source.x, lambda: codec.compress_standardised(source))
+                choice = self._choose(source.x, lambda: codec.compress_standardised(source), counts=True)
         kept = DensePacked(source.x) if choice.kept is None else choice.kept
         notify(PackEvent(self, source.shape, source.x.element_size(), choice.paper_count, kept))
         return kept
 
-    def _choose(self, x: Tensor, compress: Callable[[], Packed]) -> Choice:
+    def _choose(self, x: Tensor, compress: Callable[[], Packed], counts: bool) -> Choice:
         try:
             form = compress()
         except (NotFactorableError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             if not self.fallbacks:
                 log.warning("%s: the activation is kept as it is, this time: %s", self.name, error)
             self.fallbacks += 1
+            if self.allowance is not None:
+                self.allowance.ignore()
             return Choice(None, x.numel())
-        return Choice(form if is_smaller(form, x) else None, form.paper_count())
+        kept = form if is_smaller(form, x) else None
+        if counts:
+            self._count(x, kept)
+        return Choice(kept, form.paper_count())
+
+    def _count(self, x: Tensor, kept: Packed | None) -> None:
+        if self.allowance is not None:
+            self.allowance.add(self.name, plain_bytes(x) if kept is None else kept.nbytes, x.numel())
 
 
 def may_shrink(codec: Codec, shape: Size) -> bool:

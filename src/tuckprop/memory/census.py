@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuckprop.errors import ConfigError
+from tuckprop.layers import Twin
 
 
 class _Births(TorchDispatchMode):
@@ -61,11 +62,27 @@ class Census:
         return sum(self.by_module().values())
 
 
+def _carried(model: nn.Module) -> dict[int, StorageWeakRef]:
+    """Return the storages that converted modules carry from step to step."""
+    found: dict[int, StorageWeakRef] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage._cdata] = StorageWeakRef(storage)
+        return tensor
+
+    for module in model.modules():
+        if isinstance(module, Twin) and module._site.tracker is not None:
+            module._site.tracker.apply(note)
+    return found
+
+
 @contextmanager
 def census(model: nn.Module) -> Iterator[Census]:
     """Count what forwards inside the context save for backward.
 
-    Parameters, buffers and everything else that was allocated before, the input batch above all, are left out.
+    Parameters, buffers and everything else that was allocated before, the input batch above all, are left out; but what
+    converted modules carry from step to step, such as bases, counts where it is saved.
 
     Args:
         model: Names the modules; calls of other modules are counted too, under "".
@@ -76,7 +93,7 @@ def census(model: nn.Module) -> Iterator[Census]:
     names = {module: name for name, module in model.named_modules()}
     stack: list[str] = [""]
     result = Census()
-    births = _Births()
+    births, carried = _Births(), _carried(model)
 
     def enter(module: nn.Module, args: Any) -> None:
         stack.append(names.get(module, stack[-1]))
@@ -88,7 +105,8 @@ def census(model: nn.Module) -> Iterator[Census]:
         if isinstance(tensor, nn.Parameter):
             return tensor
         storage = tensor.untyped_storage()
-        if storage._cdata in births.born and not births.born[storage._cdata].expired():
+        known = births.born.get(storage._cdata) or carried.get(storage._cdata)
+        if known is not None and not known.expired():
             result.naive_bytes += tensor.numel() * tensor.element_size()
             result._saved.setdefault(storage._cdata, (StorageWeakRef(storage), stack[-1], storage.nbytes()))
         # A node that keeps its own output would keep itself alive through a hook that returns it undetached.

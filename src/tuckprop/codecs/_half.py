@@ -1,0 +1,88 @@
+"""A core and factors in half precision: half the bytes at an error far below that of a truncation."""
+
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from tuckprop.codecs._base import Packed
+from tuckprop.codecs._tucker import Parts, TuckerPacked, put_back
+
+# Bases have entries of at most 1, which float16 rounds eight times as finely as bfloat16 would; cores have any.
+FACTOR = torch.float16
+_CORE = torch.bfloat16
+
+# A threshold closer to one loses no more than rounding may: cores lose 1e-6 of their energy, and the bases are
+# orthonormal to 1e-4.
+_CLOSEST = 0.99
+
+
+def halves(dtype: torch.dtype, epsilon: float) -> bool:
+    """Say whether the form of an activation of this dtype may be rounded to half precision at this threshold."""
+    return dtype == torch.float32 and epsilon <= _CLOSEST
+
+
+class HalfPacked(Packed):
+    """A `TuckerPacked` of tensors in half precision, which is read in the activation's own.
+
+    Attributes:
+        form: Core and factors as they are kept.
+        dtype: The activation's.
+    """
+
+    def __init__(self, form: TuckerPacked, dtype: torch.dtype) -> None:
+        self.form = form
+        self.dtype = dtype
+
+    @classmethod
+    def of(cls, parts: Parts, order: Sequence[int], dtype: torch.dtype) -> "HalfPacked":
+        """Return the packed form of a tensor from that of the tensor with its axes in this order; see `in_order`.
+
+        Factors that are of half precision already are kept as they are, in the memory that they have.
+        """
+        core, factors, ranks = parts
+        rounded = {axis: factor.to(FACTOR) for axis, factor in factors.items()}
+        return cls(put_back((core.to(_CORE), rounded, ranks), order), dtype)
+
+    @cached_property
+    def whole(self) -> TuckerPacked:
+        """The form in the activation's dtype."""
+        return TuckerPacked.rebuild([tensor.to(self.dtype) for tensor in self.form.tensors()], self.form.meta)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """One per axis, for the paper's count."""
+        return self.form.ranks
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the core and the factors, in half precision."""
+        return self.form.tensors()
+
+    @property
+    def meta(self) -> tuple[Any, torch.dtype]:
+        """That of the form, and the dtype."""
+        return self.form.meta, self.dtype
+
+    @classmethod
+    def rebuild(cls, tensors: Sequence[Tensor], meta: tuple[Any, torch.dtype]) -> "HalfPacked":
+        """Make the object again."""
+        return cls(TuckerPacked.rebuild(tensors, meta[0]), meta[1])
+
+    @property
+    def shape(self) -> Size:
+        """Shape of the activation."""
+        return self.form.shape
+
+    def dense(self) -> Tensor:
+        """Return the core times all factors; shape `self.shape`."""
+        return self.whole.dense()
+
+    def partial(self, keep: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the core times the factors outside `keep`, and the factors in `keep`."""
+        return self.whole.partial(keep)
+
+    def paper_count(self) -> int:
+        """Return the number of elements, whatever their bytes."""
+        return self.form.paper_count()

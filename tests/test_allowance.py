@@ -1,0 +1,197 @@
+"""Budgets in training: what is held follows the budget, whatever activations do, and nothing is changed needlessly."""
+
+import copy
+import itertools
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tuckprop
+from tuckprop import HOSVD, SVD, Subspace
+from tuckprop.allocation import Option
+from tuckprop.codecs import Codec
+from tuckprop.layers._allowance import Allowance
+from tuckprop.memory import census
+from tuckprop.train.warm import restore_warm_state, warm_state
+
+
+class Site:
+    """A site whose form takes a number of bytes that follows the setting and the weather."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nbytes = 0
+        self.changes = 0
+
+    def choose(self, option: Option) -> None:
+        self.nbytes = option.nbytes
+        self.changes += 1
+
+
+def options() -> list[Option]:
+    return [Option(HOSVD(1 - 2.0**-n), 10 * 2**n, 2.0**-n) for n in range(1, 12)]
+
+
+def fleet(count: int) -> tuple[Allowance, list[Site]]:
+    """Return sites that take 160 bytes each, and a budget of that and 1000 bytes for the rest."""
+    allowance = Allowance(1000 + 160 * count, 160 * count)
+    sites = [Site(str(number)) for number in range(count)]
+    for site in sites:
+        allowance.watch(site, options(), 3)
+        site.nbytes = 160
+    return allowance, sites
+
+
+MODEL = nn.Identity()
+
+
+def forward(allowance: Allowance, sites: list[Site], weather: float, elements: int = 1000) -> float:
+    """Run one forward; return what is held over the budget."""
+    allowance(MODEL, ())
+    for site in sites:
+        allowance.add(site.name, round(weather * site.nbytes), elements)
+    return (allowance.budget - allowance.form_bytes + sum(allowance.spent.values())) / allowance.budget
+
+
+@pytest.mark.parametrize("weather", [0.4, 0.8, 1.3, 2.5])
+def test_what_is_held_comes_back_to_the_budget(weather: float) -> None:
+    allowance, sites = fleet(20)
+    held = [forward(allowance, sites, weather) for _ in range(30)]
+    assert abs(held[0] - 1) > 0.1
+    assert all(abs(share - 1) < 0.1 for share in held[10:])
+    settled = [site.changes for site in sites]
+    forward(allowance, sites, weather)
+    assert [site.changes for site in sites] == settled
+
+
+def test_within_the_band_nothing_is_changed() -> None:
+    allowance, sites = fleet(20)
+    for weather in (1.0, 0.95, 1.02, 0.93, 1.0):
+        forward(allowance, sites, weather)
+    assert not any(site.changes for site in sites)
+
+
+def test_a_small_batch_an_evaluation_and_what_has_no_form_say_nothing() -> None:
+    allowance, sites = fleet(20)
+    forward(allowance, sites, 1.0)
+    for _ in range(5):
+        forward(allowance, sites, 0.3, elements=300)
+    forward(allowance, sites, 3.0)
+    allowance.ignore()
+    forward(allowance, sites, 1.0)
+    with torch.no_grad():
+        forward(allowance, sites, 1.0)
+        forward(allowance, sites, 1.0)
+    assert not any(site.changes for site in sites)
+
+
+def test_a_budget_out_of_reach_is_not_run_after() -> None:
+    allowance, sites = fleet(4)
+    for _ in range(60):
+        forward(allowance, sites, 100.0)
+    # All are as small as they can be, and stay.
+    assert all(site.nbytes == 20 for site in sites)
+    assert sum(site.changes for site in sites) < 60
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    widths = [3, 16, 32, 32, 64, 64]
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        stride = 2 if after > before > 3 else 1
+        layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4))
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    """Return noisy copies of four smooth pictures, and which they are of."""
+    smooth = F.interpolate(torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(99)), (24, 24))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (32,), generator=generator)
+    return smooth[labels] + 0.7 * torch.randn(32, 3, 24, 24, generator=generator), labels
+
+
+def train(model: nn.Module, steps: range) -> list[int]:
+    """Train; return what each step held."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    held = []
+    for step in steps:
+        images, labels = batch(step)
+        with census(model) as counted:
+            loss = F.cross_entropy(model(images), labels)
+            held.append(counted.held_bytes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return held
+
+
+def planned(codec: Codec, share: float) -> tuple[nn.Module, int]:
+    model, (images, labels) = network(), batch(0)
+    plain = tuckprop.measure(model, lambda m: F.cross_entropy(m(images), labels)).held_bytes
+    budget = int(share * plain)
+    plan = tuckprop.plan(model, images, codec, budget=budget, loss_fn=lambda out: F.cross_entropy(out, labels))
+    return tuckprop.convert(model, plan), budget
+
+
+@pytest.mark.parametrize(("codec", "share"), [(HOSVD(), 0.3), (SVD(), 0.6), (Subspace(), 0.2)], ids=str)
+def test_held_bytes_follow_the_budget_through_training(codec: Codec, share: float) -> None:
+    model, budget = planned(codec, share)
+    held = train(model, range(50))
+    within = [abs(nbytes / budget - 1) <= 0.1 for nbytes in held]
+    assert all(within)
+
+
+def test_without_it_they_would_not() -> None:
+    """What the test above sees is the doing of the allowance."""
+    model, budget = planned(HOSVD(), 0.3)
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, Allowance):
+                del module._forward_pre_hooks[key]
+    held = train(model, range(50))
+    assert sum(abs(nbytes / budget - 1) <= 0.1 for nbytes in held) < 0.5 * len(held)
+
+
+@pytest.mark.parametrize(
+    "move", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copied", "pickled"]
+)
+def test_a_copy_has_a_budget_of_its_own(move: Callable[[nn.Module], nn.Module]) -> None:
+    model, _ = planned(HOSVD(), 0.3)
+    train(model, range(5))
+    twin = move(model)
+    before = {name: module._site.codec for name, module in model.named_modules() if hasattr(module, "_site")}
+    expected = train(twin, range(5, 20))
+    assert before == {n: module._site.codec for n, module in model.named_modules() if hasattr(module, "_site")}
+    assert train(model, range(5, 20)) == expected
+
+
+def test_a_resumed_training_goes_on_as_it_would_have() -> None:
+    model, _ = planned(Subspace(), 0.25)
+    train(model, range(10))
+    other, _ = planned(Subspace(), 0.25)
+    other.load_state_dict(model.state_dict())
+    restore_warm_state(other, warm_state(model))
+    assert train(other, range(10, 25)) == train(model, range(10, 25))
+    with pytest.raises(ValueError, match="budget"):
+        restore_warm_state(tuckprop.convert(network(), Subspace()), warm_state(model))
+
+
+def test_it_goes_with_the_conversion() -> None:
+    model, _ = planned(HOSVD(), 0.3)
+    tuckprop.revert(model)
+    assert not any(isinstance(hook, Allowance) for m in model.modules() for hook in m._forward_pre_hooks.values())
+
+
+def test_a_plan_with_a_budget_survives_json() -> None:
+    model, (images, labels) = network(), batch(0)
+    plan = tuckprop.plan(model, images, HOSVD(), budget="1MB", loss_fn=lambda out: F.cross_entropy(out, labels))
+    assert plan.budget == 10**6
+    assert plan.form_bytes is not None
+    assert any(site.options for site in plan.sites)
+    assert tuckprop.Plan.from_json(plan.to_json()) == plan
