@@ -30,7 +30,7 @@ from turns import Settings, compare, quartiles, write_record
 class Options(Settings):
     """What to hold against its floor."""
 
-    networks: tuple[str, ...] = ("mcunet", "mobilenetv2", "resnet18")
+    networks: tuple[str, ...] = ("resnet18", "resnet34", "mobilenetv2", "mcunet", "swin-t")
     """Of those in arms.py."""
     methods: tuple[str, ...] = ("plain", "plain-channels-last", "dense", "hosvd-0.8", "subspace-0.8")
     """Of those in arms.py; the first is the one the others are divided by."""

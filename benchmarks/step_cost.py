@@ -7,16 +7,16 @@ Bytes are those of the tensors that each operation of ATen is given and returns:
 written, what is changed in place as both. Views and uninitialised memory count as none, and so does the scratch memory
 inside an operation. A result that stays in a cache until the next operation reads it counts like any other, and so does
 what converted layers work through block by block, so that it stays there. The library's compiled kernels, which no mode
-of PyTorch sees, count as the operations that do their work without a compiler: a step can go below that floor.
+of PyTorch sees, count by kernel_cost.py: as what they compute, and the tensors that they are given and return.
 """
 
 from dataclasses import dataclass
 from math import prod
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from arms import Training
+from kernel_cost import counted_kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -68,12 +68,12 @@ class _Log(TorchDispatchMode):
 
 
 def step_operations(training: Training, images: Tensor, labels: Tensor) -> list[Operation]:
-    """Take one step, optimizer and all, and return its operations in order."""
+    """Take one step, optimizer and all, and return its operations in order, then those of compiled kernels."""
     # The registered formula takes the backward of a grouped convolution for that of a full one.
     counter = FlopCounterMode(display=False, custom_mapping={aten.convolution_backward: _convolution_backward})
-    with patch("tuckprop.native.serves", return_value=False), counter, _Log(counter) as log:
+    with counter, _Log(counter) as log, counted_kernels() as kernels:
         training.step(images, labels)
-    return log.operations
+    return log.operations + [Operation(f"tuckprop::{k.name}", k.flops, k.bytes, torch.float32) for k in kernels]
 
 
 def _convolution_backward(
