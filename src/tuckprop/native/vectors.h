@@ -28,9 +28,21 @@ static inline float total(Vector sum) {
   return result;
 }
 
-/* The transpose of LANES vectors, in place. */
 typedef int32_t Places __attribute__((vector_size(4 * LANES)));
 
+/* By each place, an element of a, or, from LANES on, of b. */
+static inline __attribute__((always_inline)) Vector picked(Vector a, Vector b, Places places) {
+#ifdef __clang__
+  Vector result;
+#pragma unroll
+  for (int l = 0; l < LANES; l++) result[l] = places[l] < LANES ? a[places[l]] : b[places[l] - LANES];
+  return result;
+#else
+  return __builtin_shuffle(a, b, places);
+#endif
+}
+
+/* One of the exchanges that a transpose is made of: of blocks of `step` rows and columns. */
 static inline __attribute__((always_inline)) void exchange(Vector *rows, const int step) {
   Places low, high;
 #pragma GCC unroll 16
@@ -42,10 +54,11 @@ static inline __attribute__((always_inline)) void exchange(Vector *rows, const i
   for (int i = 0; i < LANES; i++)
     if (!(i & step)) {
       const Vector a = rows[i], b = rows[i + step];
-      rows[i] = __builtin_shuffle(a, b, low), rows[i + step] = __builtin_shuffle(a, b, high);
+      rows[i] = picked(a, b, low), rows[i + step] = picked(a, b, high);
     }
 }
 
+/* The transpose of LANES vectors, in place. */
 static inline __attribute__((always_inline)) void transpose(Vector *rows) {
   exchange(rows, 1), exchange(rows, 2);
   if (LANES > 4) exchange(rows, 4);
