@@ -5,7 +5,6 @@ Index legend: l.. leading axes, i input features, o output features, r ranks. Th
 so a factor on a leading axis shrinks the output gradient, and a factor on the features is applied last.
 """
 
-from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from tuckprop.codecs import Packed
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 from tuckprop.layers._uncompiled import uncompiled
-from tuckprop.linalg.modes import mode_product
+from tuckprop.linalg.modes import MOVE, mode_product
 
 
 class FactoredMatmul(torch.autograd.Function):
@@ -57,16 +56,40 @@ def weight_gradient(packed: Packed, grad: Tensor) -> Tensor:
     """
     features = grad.dim() - 1
     core, factors = packed.partial(range(grad.dim()))
-    leading = [axis for axis in sorted(factors) if axis != features]
-    through_factors = sum(2 * grad.numel() * factors[a].shape[1] for a in leading[:1])
-    through_rebuilt = 2 * prod(packed.shape) * grad.shape[-1]
-    if through_factors > through_rebuilt:
+    leading = sorted((a for a in factors if a != features), key=lambda a: factors[a].shape[1] / factors[a].shape[0])
+    matrices = [factors[axis] for axis in leading]
+    if leading and _factored_cost(core, matrices, grad) > _rebuilt_cost(core, matrices, grad):
         core, factors = packed.partial((features,))
         leading = []
-    for axis in sorted(leading, key=lambda a: factors[a].shape[1] / factors[a].shape[0]):
+    for axis in leading:
         grad = mode_product(grad, factors[axis], axis)
     gradient = grad.reshape(-1, grad.shape[-1]).T @ core.reshape(-1, core.shape[-1])
     return gradient @ factors[features].T if features in factors else gradient
+
+
+def _factored_cost(core: Tensor, leading: list[Tensor], grad: Tensor) -> float:
+    """Return the cost of contracting the gradient with these factors in turn, in operations of a large product."""
+    elements, cost = float(grad.numel()), 0.0
+    for factor in leading:
+        size, rank = factor.shape
+        cost += 2 * elements * rank + MOVE * elements * (1 + rank / size)
+        elements *= rank / size
+    return cost + _product_cost(elements, core.numel(), core.shape[-1])
+
+
+def _rebuilt_cost(core: Tensor, leading: list[Tensor], grad: Tensor) -> float:
+    """Return the cost of multiplying these factors out instead, the smallest growth first; as above."""
+    elements, cost = float(core.numel()), 0.0
+    for factor in reversed(leading):
+        size, rank = factor.shape
+        cost += 2 * elements * size + MOVE * elements * (1 + size / rank)
+        elements *= size / rank
+    return cost + _product_cost(grad.numel(), elements, core.shape[-1])
+
+
+def _product_cost(grad_elements: float, elements: float, columns: int) -> float:
+    """Return the cost of the product of what is left of gradient and input: its arithmetic, and reading both."""
+    return 2 * grad_elements * columns + MOVE * (grad_elements + elements)
 
 
 @uncompiled
