@@ -117,6 +117,15 @@ def test_a_settled_activation_on_a_gpu_mixes_no_devices_and_reads_nothing(
         assert packed.dense().shape == SHAPE
 
 
+def test_bases_that_are_computed_anew_take_one_batch_of_eigenproblems() -> None:
+    tracker = Subspace(0.9).tracker()
+    with Reads() as reads:
+        tracker.compress(decaying(SHAPE, seed=0))
+    eigenproblems = [found for found in reads.found if "_linalg_eigh" in found]
+    # That of the three bases, and that of the factor of the batch.
+    assert len(eigenproblems) == 2
+
+
 def test_a_miss_is_seen_one_activation_later() -> None:
     tracker = Subspace(0.9).tracker()
     here, elsewhere = decaying(SHAPE, seed=0), decaying(SHAPE, seed=1)

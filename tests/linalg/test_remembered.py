@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tuckprop.linalg.modes import mode_product
-from tuckprop.linalg.remembered import Remembered, remembering, remembering_within
+from tuckprop.linalg.remembered import Remembered, remembering, remembering_each, remembering_within
 
 Find = Callable[[Tensor, int, float, float, Remembered | None], Remembered | None]
 FINDERS = pytest.mark.parametrize("find", [remembering, remembering_within])
@@ -95,3 +95,28 @@ def test_the_past_fades(find: Find) -> None:
     assert before is not None
     assert before.basis.shape[1] == 2
     assert kept(new, before.basis, 1) > 0.999
+
+
+@given(
+    shape=st.lists(st.integers(2, 9), min_size=2, max_size=4),
+    epsilon=st.floats(0.3, 0.98),
+    room=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_several_modes_at_once_are_one_after_the_other(
+    shape: list[int], epsilon: float, room: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    before: dict[int, Remembered | None] = dict.fromkeys(range(len(shape)))
+    for x in (first, second):
+        together = remembering_each(x, epsilon, energy(x), before, room)
+        for mode, known in before.items():
+            alone, found = remembering(x, mode, epsilon, energy(x), known, room), together[mode]
+            assert (found is None) == (alone is None)
+            if found is not None and alone is not None:
+                assert found.needed == alone.needed
+                assert found.basis.shape == alone.basis.shape
+                torch.testing.assert_close(found.basis @ found.basis.T, alone.basis @ alone.basis.T)
+                torch.testing.assert_close(found.shares, alone.shares)
+        before = together

@@ -27,7 +27,7 @@ from tuckprop.linalg.lagged import Lagged, capturing, waiting_costs
 from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
 from tuckprop.linalg.range_finder import find_range
-from tuckprop.linalg.remembered import Remembered, remembering, remembering_within
+from tuckprop.linalg.remembered import Remembered, remembering, remembering_each, remembering_within
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import modes_worth_factoring, project
 
@@ -273,7 +273,7 @@ class SubspaceTracker:
         misses, whole = self._learn(known, missed, y.device)
         room = 1 - (1 - _ROOM) ** misses
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
-        bases = {mode: self._basis(y, mode, energy, _before(known, order[mode]), room) for mode in modes}
+        bases = self._each_basis(y, {mode: _before(known, order[mode]) for mode in modes}, energy, room)
         if half:
             bases = {mode: replace(known, basis=known.basis.to(FACTOR)) for mode, known in bases.items()}
         ranks = [bases[m].basis.shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
@@ -302,6 +302,16 @@ class SubspaceTracker:
         if known.misses + 1 < _PATIENCE or not known.factors:
             return known.misses + 1, known.whole
         return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
+
+    def _each_basis(
+        self, y: Tensor, before: dict[int, Remembered | None], energy: float, room: float
+    ) -> dict[int, Remembered]:
+        """Return `_basis` of every mode; elsewhere than on a CPU, those of small Gram matrices in one batch."""
+        found: dict[int, Remembered | None] = {}
+        if waiting_costs(y.device) and energy and self.epsilon < 1:
+            small = {mode: known for mode, known in before.items() if y.shape[mode] ** 2 <= min(_WIDE**2, y.numel())}
+            found = remembering_each(y, self.epsilon, energy, small, room) if len(small) > 1 else {}
+        return {mode: found.get(mode) or self._basis(y, mode, energy, known, room) for mode, known in before.items()}
 
     def _basis(self, y: Tensor, mode: int, energy: float, before: Remembered | None, room: float) -> Remembered:
         """Return a basis of one mode that keeps `epsilon` of the energy: turned from the known one, or a new one."""

@@ -5,12 +5,13 @@ mode is mixed with what the basis in use knows of earlier ones, U diag(s) U^T wi
 vector, and the axes of the sum are taken. How many is decided on this tensor alone, whose energy they have to keep.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.eigen import eigh
+from tuckprop.linalg.eigen import eigh, eigh_batched
 from tuckprop.linalg.iteration import iterate
 from tuckprop.linalg.modes import mode_gram, mode_product
 
@@ -80,19 +81,58 @@ def remembering_within(
     return None if found is None else replace(found, basis=(block @ found.basis).contiguous())
 
 
+def remembering_each(
+    x: Tensor, epsilon: float, energy: float, before: Mapping[int, Remembered | None], room: float = 0.0
+) -> dict[int, Remembered | None]:
+    """Return `remembering` of several modes: one batch of eigenproblems, for whose ranks the host waits once.
+
+    Args:
+        x: As there, like `epsilon`, `energy` and `room`.
+        epsilon: As there.
+        energy: As there.
+        before: What was known, by mode.
+        room: As there.
+    """
+    owns = [mode_gram(x, mode) / energy for mode in before]
+    mixtures = [_mixed(own, known) for own, known in zip(owns, before.values(), strict=True)]
+    pairs = eigh_batched([mixed for mixed, _ in mixtures])
+    counts = [_counts(own, vectors, epsilon, room) for own, (_, vectors) in zip(owns, pairs, strict=True)]
+    rows = torch.stack(counts).tolist()
+    return {
+        mode: _chosen(*pair, total, *row)
+        for mode, pair, (_, total), row in zip(before, pairs, mixtures, rows, strict=True)
+    }
+
+
 def _leading(gram: Tensor, epsilon: float, energy: float, before: Remembered | None, room: float) -> Remembered | None:
     own = gram / energy
-    mixed, total = own, 1.0
-    if before is not None:
-        basis = before.basis.to(own)
-        mixed, total = own + _MEMORY * (basis * before.shares.to(own)) @ basis.T, 1.0 + _MEMORY
+    mixed, total = _mixed(own, before)
     energies, vectors = eigh(mixed)
-    energies, vectors = energies.flip(0), vectors.flip(1)
-    kept = (vectors * (own @ vectors)).sum(0).clamp_min(0).cumsum(0)
-    needed = int((kept < epsilon).sum()) + 1
-    if needed > len(kept):
+    needed, rank = _counts(own, vectors, epsilon, room).tolist()
+    return _chosen(energies, vectors, total, needed, rank)
+
+
+def _mixed(own: Tensor, before: Remembered | None) -> tuple[Tensor, float]:
+    """Return a Gram matrix of energy 1 with what is known of earlier ones, and the energy of the sum."""
+    if before is None:
+        return own, 1.0
+    basis = before.basis.to(own)
+    return own + _MEMORY * (basis * before.shares.to(own)) @ basis.T, 1.0 + _MEMORY
+
+
+def _counts(own: Tensor, vectors: Tensor, epsilon: float, room: float) -> Tensor:
+    """Return how many of the vectors, the last one first, keep `epsilon`, and how many with the room; int64 [2]."""
+    kept = (vectors * (own @ vectors)).sum(0).flip(0).clamp_min(0).cumsum(0)
+    shares = kept.new_tensor([epsilon, 1 - (1 - epsilon) * (1 - room)])
+    return (kept < shares[:, None]).sum(1) + 1
+
+
+def _chosen(energies: Tensor, vectors: Tensor, total: float, needed: int, rank: int) -> Remembered | None:
+    """Return the last vectors, the last one first; None where all of them do not keep what is needed."""
+    size = len(energies)
+    if needed > size:
         return None
-    rank = needed if not room else min(len(kept), int((kept < 1 - (1 - epsilon) * (1 - room)).sum()) + 1)
+    rank = min(rank, size)
     # A clone: one column of a column-major matrix counts as contiguous, and would keep the matrix alive.
-    leading = vectors[:, :rank].clone(memory_format=torch.contiguous_format)
-    return Remembered(leading, energies[:rank].clamp_min(0) / total, needed)
+    leading = vectors[:, size - rank :].flip(1).clone(memory_format=torch.contiguous_format)
+    return Remembered(leading, energies[size - rank :].flip(0).clamp_min(0) / total, needed)
