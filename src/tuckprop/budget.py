@@ -55,8 +55,8 @@ def parse_bytes(budget: int | str) -> int:
 def trials(codec: Codec, x: Tensor) -> Iterator[tuple[Codec, Packed, int]]:
     """Yield the settings of `codec` to try on the activation `x`, the form of `x` to judge each by, and its bytes.
 
-    For ASI the settings are the ranks that HOSVD has at each of `PERPLEXITY_GRID`, and the form is
-    HOSVD's, as published: that to which iteration leads. For others they are the shares of `GRID`, by their own forms.
+    For ASI the settings are the ranks that HOSVD has at each of `PERPLEXITY_GRID`, and the form is HOSVD's, as
+    published: that to which iteration leads. For others they are the shares of `GRID`, by their own forms.
 
     Raises:
         ConfigError: The codec has nothing to set.

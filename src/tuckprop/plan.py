@@ -108,13 +108,18 @@ class Plan:
             ConfigError: A codec is not registered, and so has no name.
         """
         used = [codec for s in self.sites for codec in (s.codec, *(option.codec for option in s.options))]
-        foreign = next((codec for codec in used if type(codec) not in _names()), None)
+        names = {codecs[name]: name for name in codecs}
+        foreign = next((codec for codec in used if type(codec) not in names), None)
         if foreign is not None:
             raise ConfigError(f"Plan.to_json: expected a registered codec, got {foreign!r}")
+
+        def as_data(codec: Codec) -> dict[str, Any]:
+            return {"name": names[type(codec)], **asdict(codec)}
+
         sites = [
             {f.name: getattr(s, f.name) for f in fields(s)}
-            | {"codec": _as_data(s.codec)}
-            | {"options": [asdict(option) | {"codec": _as_data(option.codec)} for option in s.options]}
+            | {"codec": as_data(s.codec)}
+            | {"options": [asdict(option) | {"codec": as_data(option.codec)} for option in s.options]}
             for s in self.sites
         ]
         whole = {"version": 1, "sites": sites, "skipped": [asdict(s) for s in self.skipped], "frozen": self.frozen}
@@ -142,14 +147,6 @@ class Plan:
             return cls(tuple(sites), skipped, tuple(data["frozen"]), *limits)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"Plan.from_json: not a plan: {error!r}") from error
-
-
-def _names() -> dict[type[Codec], str]:
-    return {codecs[name]: name for name in codecs}
-
-
-def _as_data(codec: Codec) -> dict[str, Any]:
-    return {"name": _names()[type(codec)], **asdict(codec)}
 
 
 def _from_data(data: Mapping[str, Any]) -> Codec:

@@ -1,7 +1,6 @@
 """Convolutions of one tap as products of matrices: who is served, and that nobody can tell from the result."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import tuckprop
-from tests.cases import decaying
+from tests.layers.own_path import assert_left_alone, assert_same_training
 from tests.native.compiler import needs_compiler
 from tuckprop import HOSVD, Dense
 from tuckprop.codecs import Codec
@@ -28,27 +27,7 @@ LAYERS = {
 @pytest.mark.parametrize("codec", [Dense(), HOSVD(1 - 1e-13)], ids=["input", "packed"])
 def test_output_and_gradients_are_the_plain_ones(name: str, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, shape = LAYERS[name]
-    served, output = [], _one_tap.output
-
-    def counted(*arguments: Any) -> Tensor:
-        served.append(True)
-        return output(*arguments)
-
-    monkeypatch.setattr(_one_tap, "output", counted)
-    # In place after it: a view would be refused.
-    plain = nn.Sequential(copy.deepcopy(layer), nn.Hardtanh(-1, 1, inplace=True))
-    converted = tuckprop.convert(copy.deepcopy(plain), codec)
-    xs = [decaying(shape, seed=1, dtype=torch.float32).requires_grad_() for _ in range(2)]
-    ys = [model(x) for model, x in zip((plain, converted), xs, strict=True)]
-    grad = decaying(tuple(ys[0].shape), seed=2, dtype=torch.float32)
-    for y in ys:
-        y.backward(grad)
-    assert served
-    assert_close(ys[1], ys[0], rtol=1e-5, atol=1e-5)
-    assert ys[1].stride() == ys[0].stride()
-    assert_close(xs[1].grad, xs[0].grad, rtol=1e-5, atol=1e-5)
-    for one, other in zip(converted.parameters(), plain.parameters(), strict=True):
-        assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-3)
+    assert "output" in assert_same_training(_one_tap, layer, shape, codec, monkeypatch)
 
 
 @needs_compiler
@@ -81,8 +60,4 @@ def test_compiled_products_are_the_plain_ones(channels: int, outputs: int, side:
     ],
 )
 def test_all_others_are_left_to_pytorch(layer: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = layer(x)
-    monkeypatch.setattr(_one_tap, "output", None)
-    y = tuckprop.convert(copy.deepcopy(layer), Dense())(x)
-    assert torch.equal(y, expected)
-    assert y.stride() == expected.stride()
+    assert_left_alone(_one_tap, layer, x, monkeypatch)

@@ -1,6 +1,5 @@
 """Convolutions of 3 x 3 taps by Winograd's algorithm: who is served, and that nobody can tell from the result."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -10,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import tuckprop
-from tests.cases import decaying
+from tests.layers.own_path import assert_left_alone, assert_same_training
 from tests.native.compiler import needs_compiler
 from tuckprop import HOSVD, Dense, native
 from tuckprop.codecs import Codec
@@ -86,29 +84,8 @@ LAYERS = {
 @pytest.mark.parametrize("codec", [Dense(), HOSVD(1 - 1e-13)], ids=["input", "packed"])
 def test_output_and_gradients_are_the_plain_ones(name: str, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, shape = LAYERS[name]
-    served: list[str] = []
-    for method in ("output", "input_gradient"):
-        function = getattr(_three_taps, method)
-
-        def counted(*arguments: Any, function: Any = function, method: str = method) -> Tensor:
-            served.append(method)
-            return function(*arguments)
-
-        monkeypatch.setattr(_three_taps, method, counted)
-    # In place after it: a view would be refused.
-    plain = nn.Sequential(copy.deepcopy(layer), nn.Hardtanh(-1, 1, inplace=True))
-    converted = tuckprop.convert(copy.deepcopy(plain), codec)
-    xs = [decaying(shape, seed=1, dtype=torch.float32).requires_grad_() for _ in range(2)]
-    ys = [model(x) for model, x in zip((plain, converted), xs, strict=True)]
-    grad = decaying(tuple(ys[0].shape), seed=2, dtype=torch.float32)
-    for y in ys:
-        y.backward(grad)
+    served = assert_same_training(_three_taps, layer, shape, codec, monkeypatch)
     assert served == ["output", "input_gradient"]
-    torch.testing.assert_close(ys[1], ys[0], rtol=1e-5, atol=1e-5)
-    assert ys[1].stride() == ys[0].stride()
-    torch.testing.assert_close(xs[1].grad, xs[0].grad, rtol=1e-5, atol=1e-5)
-    for one, other in zip(converted.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-3)
 
 
 def image(*shape: int) -> Tensor:
@@ -139,8 +116,4 @@ def image(*shape: int) -> Tensor:
     ids=lambda value: str(value) if isinstance(value, nn.Module) else "",
 )
 def test_all_others_are_left_to_pytorch(layer: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = layer(x)
-    monkeypatch.setattr(_three_taps, "output", None)
-    y = tuckprop.convert(copy.deepcopy(layer), Dense())(x)
-    assert torch.equal(y, expected)
-    assert y.stride() == expected.stride()
+    assert_left_alone(_three_taps, layer, x, monkeypatch)

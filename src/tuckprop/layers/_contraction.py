@@ -14,7 +14,7 @@ from tuckprop.codecs import Packed
 from tuckprop.layers import _depthwise, _one_tap
 from tuckprop.layers._geometry import Geometry
 from tuckprop.linalg.layout import memory_format, memory_order
-from tuckprop.linalg.modes import MOVE, mode_product
+from tuckprop.linalg.modes import MOVE, mode_product, product_cost
 
 # A convolution's own weight gradient runs at a third of the speed of a large product on one machine, at all of it on
 # another.
@@ -234,7 +234,7 @@ def factored_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     elements, cost = float(grad.numel()), 0.0
     if BATCH in factors:
         size, rank = factors[BATCH].shape
-        cost += 2 * elements * rank + MOVE * elements * (1 + rank / size)
+        cost += product_cost(elements, size, rank)
         elements *= rank / size
     sequential, left, joint_columns = 0.0, elements, 1
     for axis, size in enumerate(grad.shape[2:]):
@@ -267,12 +267,12 @@ def rebuilt_cost(
     for axis, factor in sorted(factors.items(), key=lambda item: item[1].shape[0] / item[1].shape[1]):
         if axis not in keep:
             size, rank = factor.shape
-            cost += 2 * elements * size + MOVE * elements * (1 + size / rank)
+            cost += product_cost(elements, rank, size)
             elements *= size / rank
     grad_elements = float(grad.numel())
     if BATCH in factors and BATCH in keep:
         size, rank = factors[BATCH].shape
-        cost += 2 * grad_elements * rank + MOVE * grad_elements * (1 + rank / size)
+        cost += product_cost(grad_elements, size, rank)
         grad_elements *= rank / size
     taps = prod(geometry.kernel)
     inputs = weight.shape[1]  # Of a group; outputs of a group, if transposed.

@@ -15,7 +15,7 @@ from tuckprop.codecs import Packed
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 from tuckprop.layers._uncompiled import uncompiled
-from tuckprop.linalg.modes import MOVE, mode_product
+from tuckprop.linalg.modes import MOVE, mode_product, product_cost
 
 
 class FactoredMatmul(torch.autograd.Function):
@@ -72,9 +72,9 @@ def _factored_cost(core: Tensor, leading: list[Tensor], grad: Tensor) -> float:
     elements, cost = float(grad.numel()), 0.0
     for factor in leading:
         size, rank = factor.shape
-        cost += 2 * elements * rank + MOVE * elements * (1 + rank / size)
+        cost += product_cost(elements, size, rank)
         elements *= rank / size
-    return cost + _product_cost(elements, core.numel(), core.shape[-1])
+    return cost + _last_cost(elements, core.numel(), core.shape[-1])
 
 
 def _rebuilt_cost(core: Tensor, leading: list[Tensor], grad: Tensor) -> float:
@@ -82,12 +82,12 @@ def _rebuilt_cost(core: Tensor, leading: list[Tensor], grad: Tensor) -> float:
     elements, cost = float(core.numel()), 0.0
     for factor in reversed(leading):
         size, rank = factor.shape
-        cost += 2 * elements * size + MOVE * elements * (1 + size / rank)
+        cost += product_cost(elements, rank, size)
         elements *= size / rank
-    return cost + _product_cost(grad.numel(), elements, core.shape[-1])
+    return cost + _last_cost(grad.numel(), elements, core.shape[-1])
 
 
-def _product_cost(grad_elements: float, elements: float, columns: int) -> float:
+def _last_cost(grad_elements: float, elements: float, columns: int) -> float:
     """Return the cost of the product of what is left of gradient and input: its arithmetic, and reading both."""
     return 2 * grad_elements * columns + MOVE * (grad_elements + elements)
 

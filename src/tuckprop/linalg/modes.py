@@ -35,6 +35,17 @@ _FEW = 64
 _TINY = 100
 
 
+def product_cost(elements: float, before: int, after: int) -> float:
+    """Return the cost of a mode product, in operations of a large matrix product: its arithmetic and its bytes.
+
+    Args:
+        elements: Of the tensor.
+        before: Size of the axis.
+        after: Size that it has afterwards.
+    """
+    return 2 * elements * after + MOVE * elements * (1 + after / before)
+
+
 def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     """Contract axis `mode` of `x` with the rows of `matrix`: `y[.., k, ..] = sum_i x[.., i, ..] matrix[i, k]`.
 

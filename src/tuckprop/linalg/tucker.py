@@ -10,7 +10,7 @@ from torch import Tensor
 from tuckprop.linalg.basis import Spectrum, spectra
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.low_rank import LEAST_SIZE
-from tuckprop.linalg.modes import JOINT, MOVE, mode_product, trailing_grams
+from tuckprop.linalg.modes import JOINT, mode_product, product_cost, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
 # Products along the last mode run slower.
@@ -102,7 +102,7 @@ def contraction_order(shape: Sequence[int], ranks: Mapping[int, int]) -> list[tu
     def cost(modes: tuple[int, ...]) -> float:
         """Return what a product costs an element, over the share of the elements that it removes."""
         size, rank = prod(shape[mode] for mode in modes), prod(ranks[mode] for mode in modes)
-        price = (2 * rank + MOVE * (1 + rank / size)) * (_LAST if last in modes else 1)
+        price = product_cost(1, size, rank) * (_LAST if last in modes else 1)
         return price / (1 - rank / size) if rank < size else float("inf")
 
     return sorted(groups, key=cost)
