@@ -73,6 +73,10 @@ def _converted(codec: Codec) -> Callable[[nn.Module, int | None], nn.Module]:
     return lambda model, last: tuckprop.convert(model, codec, last=last)
 
 
+def _captured(prepare: Callable[[nn.Module, int | None], nn.Module]) -> Callable[[nn.Module, int | None], nn.Module]:
+    return lambda model, last: tuckprop.capture(prepare(model, last))
+
+
 def _bfloat16() -> AbstractContextManager[object]:
     return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
 
@@ -109,6 +113,8 @@ METHODS = {
     "svd-0.8": Method(_converted(tuckprop.SVD(0.8))),
     "asi": Method(_converted(tuckprop.ASI())),
     "subspace-0.8": Method(_converted(tuckprop.Subspace(0.8))),
+    "plain-captured": Method(_captured(_plain)),
+    "subspace-0.8-captured": Method(_captured(_converted(tuckprop.Subspace(0.8)))),
 }
 
 

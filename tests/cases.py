@@ -45,22 +45,24 @@ class LayerCase:
         shape: Shape of the input.
         args: Positional arguments of the class.
         options: Keyword arguments of the class.
+        device: Where layer and input are.
     """
 
     plain: type[nn.Module]
     shape: tuple[int, ...]
     args: tuple[Any, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def module(self, dtype: torch.dtype = torch.float64) -> Any:
         """Return a new layer, the same each time."""
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            return self.plain(*self.args, **self.options, dtype=dtype)
+            return self.plain(*self.args, **self.options, dtype=dtype).to(self.device)
 
     def input(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return a new input whose modes are of decaying energy, so that thresholds give ranks in between."""
-        return decaying(self.shape, seed=2).to(dtype)
+        return decaying(self.shape, seed=2).to(self.device, dtype)
 
     def __str__(self) -> str:
         options = ",".join(f"{key}={value}" for key, value in self.options.items())

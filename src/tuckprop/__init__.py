@@ -1,6 +1,7 @@
 """tuckprop: PyTorch training in little memory, by keeping activations in factored form."""
 
 from tuckprop import errors
+from tuckprop.capture import capture, release
 from tuckprop.codecs import ASI, HOSVD, HOSVD8, SVD, DeflatedHOSVD, Dense, GradientFilter, Subspace
 from tuckprop.convert import convert, freeze, revert
 from tuckprop.forecast import plan
@@ -21,11 +22,13 @@ __all__ = [
     "MemoryReport",
     "Plan",
     "Subspace",
+    "capture",
     "convert",
     "errors",
     "freeze",
     "measure",
     "plan",
     "recompute",
+    "release",
     "revert",
 ]

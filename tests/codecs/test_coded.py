@@ -18,6 +18,7 @@ from tuckprop.codecs._coded import CodedPacked
 from tuckprop.codecs._half import HalfPacked
 from tuckprop.codecs.subspace import SubspaceTracker
 from tuckprop.linalg.basis import NotFactorableError
+from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.standardised import Standardised
 
 SHAPE = (8, 16, 16, 16)
@@ -157,7 +158,7 @@ def test_a_standardised_input_is_coded_as_if_it_were_formed() -> None:
     normal = (x - mean) * invstd
     one, other = Subspace(0.8).tracker(), Subspace(0.8).tracker()
     for _ in range(2):
-        found = one.compress_standardised(Standardised(x, mean, invstd, normal.square().sum()))
+        found = one.compress_standardised(Standardised(x, mean, invstd, Energy(normal.square().sum())))
         expected = other.compress(normal)
         assert isinstance(found, CodedPacked)
         assert lost_share(expected.dense(), found.dense()) < 1e-4

@@ -16,6 +16,7 @@ from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.codecs.subspace import SubspaceTracker
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import NotFactorableError
+from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.standardised import Standardised
 
 SHAPE = (6, 8, 7, 5)
@@ -110,7 +111,7 @@ def test_a_standardised_input_is_packed_as_if_it_were_formed() -> None:
         for example in (x, x.contiguous(memory_format=torch.channels_last), torch.stack([x, x], -1)[..., 0]):
             mean, invstd = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True).rsqrt()
             normalised = (example - mean) * invstd
-            source = Standardised(example, mean, invstd, normalised.square().sum())
+            source = Standardised(example, mean, invstd, Energy(normalised.square().sum()))
             found, expected = lazy.compress_standardised(source), pack(plain, normalised)
             torch.testing.assert_close(found.dense(), expected.dense())
             assert found.meta == expected.meta

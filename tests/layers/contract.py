@@ -21,7 +21,7 @@ class Run:
         with observe(events.append):
             self.y = module(self.x)
         generator = torch.Generator().manual_seed(3)
-        self.grad = torch.randn(self.y.shape, generator=generator, dtype=torch.float64).to(self.y.dtype)
+        self.grad = torch.randn(self.y.shape, generator=generator, dtype=torch.float64).to(self.y)
         self.y.backward(self.grad)
         self.weight, self.bias = module.weight.grad, None if module.bias is None else module.bias.grad
         self.kept: Packed | None = events[0].kept if events else None

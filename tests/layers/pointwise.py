@@ -49,7 +49,7 @@ class Step:
         self.y = module(self.given)
         if grad is None:
             generator = torch.Generator().manual_seed(3)
-            grad = torch.randn(self.y.shape, generator=generator, dtype=torch.float64).to(self.y.dtype)
+            grad = torch.randn(self.y.shape, generator=generator, dtype=torch.float64).to(self.y)
         self.output = self.y.detach().clone()
         (self.grad,) = torch.autograd.grad(self.y, self.x, grad, retain_graph=True)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tuckprop import native
+from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.fitted_code import FittedCode, fit
 from tuckprop.linalg.levelcode import decode_into
 from tuckprop.linalg.standardised import Standardised
@@ -85,7 +86,8 @@ def test_the_parts_of_a_standardised_tensor_are_the_whole(shape: list[int], layo
         x = x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
     ones = [1] * len(shape)
     ones[1] = shape[1]
-    source = Standardised(x, torch.randn(ones, generator=generator), torch.rand(ones, generator=generator), x.sum())
+    shift, scale = torch.randn(ones, generator=generator), torch.rand(ones, generator=generator)
+    source = Standardised(x, shift, scale, Energy(x.sum()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tuckprop.linalg.standardised._PART", part)
         parts = [p.clone() for p in source.parts(8)]

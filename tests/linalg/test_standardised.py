@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.modes import mode_product
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import project
@@ -20,7 +21,7 @@ def made(shape: tuple[int, ...], varying: tuple[int, ...], seed: int) -> Standar
     x = torch.randn(shape, generator=generator, dtype=torch.float64) + 3
     shift = torch.randn(sizes, generator=generator, dtype=torch.float64)
     scale = torch.rand(sizes, generator=generator, dtype=torch.float64) + 0.5
-    energy = ((x - shift) * scale).square().sum()
+    energy = Energy(((x - shift) * scale).square().sum())
     return Standardised(x, shift, scale, energy)
 
 

@@ -1,10 +1,42 @@
 """The bases of one site for one activation size, and what is known of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf, nan
 
+import torch
 from torch import Tensor
 
+from tuckprop.linalg.energy import Energy, Rule
 from tuckprop.linalg.lagged import Lagged
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an activation lost, on its way to the host.
+
+    Attributes:
+        numbers: That of its energy, and the energy that was kept.
+        rule: What the first of them says.
+    """
+
+    numbers: Lagged
+    rule: Rule = field(default_factory=Rule)
+
+    @classmethod
+    def sent(cls, energy: Energy, kept: Tensor) -> "Measured":
+        """Send off both numbers; neither is waited for."""
+        return cls(Lagged(torch.stack([energy.number, kept])), energy.rule)
+
+    @classmethod
+    def known(cls, lost: float) -> "Measured":
+        """Return one whose share is known."""
+        return cls(Lagged(torch.tensor([1.0, 1.0 - lost], dtype=torch.float64)))
+
+    def lost(self) -> float:
+        """Return the share of the energy that was lost; NaN of an activation that was 0, or not finite."""
+        number, kept = self.numbers.read()
+        energy = self.rule.energy(number)
+        return 1 - kept / energy if 0 < energy < inf else nan
 
 
 @dataclass(frozen=True)
@@ -22,9 +54,7 @@ class Bases:
             computed from, lowered where they were replaced for another reason.
         whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
         batch_pays: Whether a factor of the batch saved enough bytes when the bases were new.
-        batch_rank: The rank of that factor then; 0 for none.
-        measured: What the last activation packed with them lost, where that is read a step later: the share of the
-            energy lost to the bases, and the share of the rest lost to a factor of the batch.
+        measured: What the last activation packed with them lost, where that is read a step later.
     """
 
     factors: dict[int, Tensor]
@@ -36,5 +66,4 @@ class Bases:
     misses: int = 0
     whole: frozenset[int] = frozenset()
     batch_pays: bool = True
-    batch_rank: int = 0
-    measured: Lagged | None = None
+    measured: Measured | None = None

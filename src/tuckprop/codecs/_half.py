@@ -9,9 +9,10 @@ from torch import Size, Tensor
 
 from tuckprop.codecs._base import Packed
 from tuckprop.codecs._tucker import Parts, TuckerPacked, put_back
+from tuckprop.linalg.lagged import waiting_costs
 
 # Bases have entries of at most 1, which float16 rounds eight times as finely as bfloat16 would; cores have any.
-FACTOR = torch.float16
+_FACTOR = torch.float16
 _CORE = torch.bfloat16
 
 # A threshold closer to one loses no more than rounding may: cores lose 1e-6 of their energy, and the bases are
@@ -22,6 +23,11 @@ _CLOSEST = 0.99
 def halves(dtype: torch.dtype, epsilon: float) -> bool:
     """Say whether the form of an activation of this dtype may be rounded to half precision at this threshold."""
     return dtype == torch.float32 and epsilon <= _CLOSEST
+
+
+def rounded(factor: Tensor) -> Tensor:
+    """Return a factor as it is kept: on a GPU as it is, where each later cast would be a kernel to launch."""
+    return factor if waiting_costs(factor.device) else factor.to(_FACTOR)
 
 
 class HalfPacked(Packed):
@@ -40,11 +46,11 @@ class HalfPacked(Packed):
     def of(cls, parts: Parts, order: Sequence[int], dtype: torch.dtype) -> "HalfPacked":
         """Return the packed form of a tensor from that of the tensor with its axes in this order; see `in_order`.
 
-        Factors that are of half precision already are kept as they are, in the memory that they have.
+        Factors that are as they are kept already stay in the memory that they have.
         """
         core, factors, ranks = parts
-        rounded = {axis: factor.to(FACTOR) for axis, factor in factors.items()}
-        return cls(put_back((core.to(_CORE), rounded, ranks), order), dtype)
+        kept = {axis: rounded(factor) for axis, factor in factors.items()}
+        return cls(put_back((core.to(_CORE), kept, ranks), order), dtype)
 
     @cached_property
     def whole(self) -> TuckerPacked:

@@ -88,7 +88,7 @@ class CodeTracker:
         if known.age >= self.horizon and not stays:
             del self.in_use[key]
             return None
-        energy = float(x.energy if isinstance(x, Standardised) else sum_of_squares(flat(x)))
+        energy = x.energy.read() if isinstance(x, Standardised) else float(sum_of_squares(flat(x)))
         check_energy(energy, like)
         if not energy > 0:
             zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)

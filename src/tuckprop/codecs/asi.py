@@ -14,7 +14,7 @@ from tuckprop.codecs._tucker import in_memory_order
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, sum_of_squares, working_dtype
 from tuckprop.linalg.iteration import iterate
-from tuckprop.linalg.lagged import waiting_costs
+from tuckprop.linalg.lagged import capturing, waiting_costs
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import project
 
@@ -64,9 +64,16 @@ class IterationTracker:
         if not waiting_costs(y.device):
             check_energy(float(energy), y)
         shape = tuple(y.shape[order.index(axis)] for axis in range(y.dim()))
-        if not self.recomputation.repeats(shape) or shape not in self.bases:
-            self.bases[shape] = self._moved(y, order, self.bases.get(shape, {}), energy)
-        known = self.bases[shape]
+        known, repeats = self.bases.get(shape, {}), self.recomputation.repeats(shape)
+        if not (known and repeats):
+            moved = self._moved(y, order, known, energy)
+            if known and capturing(y.device):
+                # A graph starts from the same memory each time it is replayed.
+                for axis, basis in known.items():
+                    basis.copy_(moved[axis])
+            else:
+                self.bases[shape] = moved
+            known = moved
         factors = {order.index(axis): basis.to(y) for axis, basis in known.items()}
         return project(y, factors), factors, tuple(known[axis].shape[1] for axis in order)
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, codecs
-from tuckprop.codecs._bases import Bases
-from tuckprop.codecs._half import FACTOR, HalfPacked, halves
+from tuckprop.codecs._bases import Bases, Measured
+from tuckprop.codecs._half import HalfPacked, halves, rounded
+from tuckprop.codecs._ledger import open_ledger
 from tuckprop.codecs._recent import Recent
 from tuckprop.codecs._recomputation import Recomputation
 from tuckprop.codecs._tracked_code import CodeTracker, Key, least_loss
@@ -23,10 +24,10 @@ from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.basis import check_energy, spectrum, sum_of_squares, working_dtype
-from tuckprop.linalg.lagged import Lagged, capturing, waiting_costs
+from tuckprop.linalg.energy import Energy
+from tuckprop.linalg.lagged import capturing, waiting_costs
 from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
-from tuckprop.linalg.range_finder import find_range
 from tuckprop.linalg.remembered import Remembered, remembering, remembering_each, remembering_within
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import modes_worth_factoring, project
@@ -158,7 +159,7 @@ class SubspaceTracker:
         bases = [
             {"size": list(key), **asdict(replace(known, factors={}, shares={}, measured=None))}
             | {"factors": dict(known.factors), "shares": dict(known.shares)}
-            | {"measured": None if known.measured is None else known.measured.read()}
+            | {"measured": None if known.measured is None else known.measured.lost()}
             for key, known in self.bases.items()
         ]
         bases = [entry | {"whole": sorted(entry["whole"])} for entry in bases]
@@ -173,17 +174,18 @@ class SubspaceTracker:
             self.bases[tuple(entry["size"])] = Bases(
                 **rest
                 | {"whole": frozenset(entry["whole"])}
-                | {"measured": None if measured is None else Lagged(torch.tensor(measured, dtype=torch.float64))}
+                | {"measured": None if measured is None else Measured.known(measured)}
             )
         self.codes.restore(state.get("codes", []))
         self.refreshes, self.uses = state["refreshes"], state["uses"]
 
     def _factor(self, stays: bool, half: bool, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
         like = y.x if isinstance(y, Standardised) else y
-        energy = y.energy if isinstance(y, Standardised) else sum_of_squares(y)
+        energy = y.energy if isinstance(y, Standardised) else Energy.of(y)
         lagging = waiting_costs(like.device)
+        whole_energy = 0.0 if lagging else energy.read()
         if not lagging:
-            check_energy(float(energy), like)
+            check_energy(whole_energy, like)
         self.uses += not stays
         mode, sizes = order.index(0), y.shape
         key = tuple(sizes[order.index(axis)] for axis in range(1, len(order)))
@@ -194,49 +196,58 @@ class SubspaceTracker:
             usable, missed = self._served(known)
         if known is not None and usable:
             core = project(y, {order.index(axis): basis.to(like) for axis, basis in known.factors.items()})
-            if not lagging and not stays and energy:
-                lost = 1 - float(sum_of_squares(core)) / float(energy)
+            if not lagging and not stays and whole_energy:
+                lost = 1 - float(sum_of_squares(core)) / whole_energy
                 missed = self._misses(lost, known)
                 core = core if self._fits(lost, known) else None
         if known is None or core is None:
             if lagging:
-                check_energy(float(energy), like)
+                whole_energy = energy.read()
+                check_energy(whole_energy, like)
             dense = y.dense() if isinstance(y, Standardised) else y
-            known, core = self._refresh(dense, order, float(energy), known, missed, half)
+            known, core = self._refresh(dense, order, whole_energy, known, missed, half)
         # As they are kept: a copy would be held beside them.
         factors = {order.index(axis): basis if half else basis.to(core) for axis, basis in known.factors.items()}
-        tracked, batch = core, dict[int, Tensor]()
-        if known.batch_pays:
-            at_known_rank = lagging and known.age > 0
-            core, batch = (
-                self._factor_batch_at(core, mode, known.batch_rank)
-                if at_known_rank
-                else self._factor_batch(core, mode, prod(sizes))
-            )
+        batch = dict[int, Tensor]()
+        if lagging:
+            known = self._measure(known, key, energy, core, stays)
+        elif known.batch_pays:
+            core, batch = self._factor_batch(core, mode, prod(sizes))
             factors |= batch
         if not known.age:
-            known = replace(known, batch_pays=bool(batch), batch_rank=core.shape[mode] if batch else 0)
-        elif lagging and not stays:
-            known = replace(known, measured=_measure(energy, tracked, core))
+            known = replace(known, batch_pays=bool(batch))
         if not stays or not known.age:
             self.bases[key] = replace(known, age=known.age + 1)
         rank = core.shape[mode] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
 
+    def _measure(self, known: Bases, key: Key, energy: Energy, core: Tensor, stays: bool) -> Bases:
+        """Send off what the bases lose, for the site's next activation, or for whoever replays a CUDA graph."""
+        if (ledger := open_ledger()) is not None:
+            ledger.note(self, key, energy, sum_of_squares(core))
+        if stays or not known.age:
+            return known
+        return replace(known, measured=Measured.sent(energy, sum_of_squares(core)))
+
+    def limits(self, key: Key) -> tuple[float, float]:
+        """Return the least and the most of the energy that bases of activations of this size should lose."""
+        known = self.bases[key]
+        least = least_loss(self.epsilon)
+        return _NEEDLESS * known.expected if _NEEDLESS * known.expected > least else 0.0, self._most(known)
+
+    def replayed(self, key: Key, lost: float) -> None:
+        """Note that activations of this size were packed with the bases, the last of which lost this share."""
+        if (known := self.bases.get(key)) is not None:
+            self.bases[key] = replace(known, measured=Measured.known(lost))
+
     def _served(self, known: Bases) -> tuple[bool, bool]:
         """Say whether these bases served the activation before this one, and whether they lost more than they may."""
         if known.measured is None:
             return True, False
-        lost, lost_to_batch = known.measured.read()
+        lost = known.measured.lost()
         if isnan(lost):  # Of an activation that was 0, or not finite: nothing that other bases would have kept.
             return True, False
-        served = self._fits(lost, known) and lost_to_batch <= (1 + self.slack) * self._batch_share
-        return served, self._misses(lost, known)
-
-    @property
-    def _batch_share(self) -> float:
-        """The share of the core's energy that a factor of the batch may lose: little beside what is lost anyway."""
-        return (1 - self.epsilon) / 3
+        return self._fits(lost, known), self._misses(lost, known)
 
     def _fits(self, lost: float, known: Bases) -> bool:
         """Say whether bases still do what they did when they were computed, neither worse nor needlessly better."""
@@ -244,26 +255,21 @@ class SubspaceTracker:
 
     def _misses(self, lost: float, known: Bases) -> bool:
         """Say whether bases lose more than they may."""
-        return lost > (1 + self.slack) * max(known.lost, least_loss(self.epsilon))
+        return lost > self._most(known)
+
+    def _most(self, known: Bases) -> float:
+        return (1 + self.slack) * max(known.lost, least_loss(self.epsilon))
 
     def _factor_batch(self, core: Tensor, mode: int, elements: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """Factor the batch mode of the core, if that pays."""
+        """Factor the batch mode of the core, if that pays: what is lost to it is little beside what is lost anyway."""
         size, rest = core.shape[mode], core.numel() // core.shape[mode]
         if size == 1 or rest == 1 or core.numel() * _SMALL < elements:
             return core, {}
-        found = spectrum(core, mode, 1 - self._batch_share)
+        found = spectrum(core, mode, 1 - (1 - self.epsilon) / 3)
         rank = int(found.rank)
         if rank * (size + rest) > _WORTH * core.numel():
             return core, {}
         basis = found.leading(rank)
-        return mode_product(core, basis, mode), {mode: basis}
-
-    def _factor_batch_at(self, core: Tensor, mode: int, rank: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """Factor the batch mode of the core at this rank, if that pays, without waiting for a number."""
-        size, rest = core.shape[mode], core.numel() // core.shape[mode]
-        if rank * (size + rest) > _WORTH * core.numel():
-            return core, {}
-        basis = find_range(core, mode, rank)
         return mode_product(core, basis, mode), {mode: basis}
 
     def _refresh(
@@ -275,7 +281,7 @@ class SubspaceTracker:
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
         bases = self._each_basis(y, {mode: _before(known, order[mode]) for mode in modes}, energy, room)
         if half:
-            bases = {mode: replace(known, basis=known.basis.to(FACTOR)) for mode, known in bases.items()}
+            bases = {mode: replace(known, basis=rounded(known.basis)) for mode, known in bases.items()}
         ranks = [bases[m].basis.shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
         factors = {mode: bases[mode].basis for mode in modes_worth_factoring(y.shape, ranks)}
         core = project(y, {mode: factor.to(y) for mode, factor in factors.items()})
@@ -335,12 +341,6 @@ def _before(known: Bases | None, axis: int) -> Remembered | None:
     return Remembered(known.factors[axis], known.shares[axis], known.factors[axis].shape[1])
 
 
-def _measure(energy: Tensor, tracked: Tensor, core: Tensor) -> Lagged:
-    """Send off what `Bases.measured` says; of an activation of 0 it is NaN."""
-    kept = sum_of_squares(tracked).double()
-    return Lagged(torch.stack([1 - kept / energy.double(), 1 - sum_of_squares(core).double() / kept]))
-
-
 @codecs.register("subspace")
 @dataclass(frozen=True)
 class Subspace(Codec):
@@ -363,8 +363,9 @@ class Subspace(Codec):
     where it is more than `1 + slack` times what it was. So it is in networks with flat spectra, such as untrained ones.
 
     On a GPU the loss is read at the site's next activation, so that the host never waits: an activation that loses too
-    much is stored all the same, and the next one is decomposed anew. The batch is factored there at the rank it had
-    when the bases were new. While a CUDA graph is captured or replayed nothing is read, and the bases stay.
+    much is stored all the same, and the next one is decomposed anew. The batch is left whole there, and bases are kept
+    in single precision: a factor of each step's core, and a cast of each basis, are chains of small kernels. While a
+    CUDA graph is captured or replayed the bases stay; `tuckprop.capture` reads what they lose.
 
     Attributes:
         epsilon: Share of the energy that each mode keeps when bases are computed, in (0, 1].

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs import Packed
-from tuckprop.layers import _depthwise, _one_tap
+from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap
 from tuckprop.layers._geometry import Geometry
 from tuckprop.linalg.layout import memory_format, memory_order
 from tuckprop.linalg.modes import MOVE, mode_product, product_cost
@@ -68,6 +68,8 @@ def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> 
         return _one_tap.weight_gradient(x, grad, weight)
     if _depthwise.serves_weight(x, x.shape, weight, geometry):
         return _depthwise.weight_gradient(x, grad, weight, geometry)
+    if _depthwise_gpu.serves_weight(grad, x.shape, weight, geometry):
+        return _depthwise_gpu.weight_gradient(x, grad, weight, geometry)
     gradient: Tensor = torch.ops.aten.convolution_backward(
         grad,
         geometry.pad_input(x),

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from tuckprop.codecs import DensePacked, Packed
 from tuckprop.layers import _twin
 from tuckprop.layers._twin import Site
+from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.standardised import Standardised
-
-# Of a variance, in single precision.
-_ROUNDING = 1e-6
 
 
 def saves(*tensors: Tensor | None) -> bool:
@@ -69,10 +67,8 @@ def pack_tracked(site: Site, x: Tensor, mean: Tensor, invstd: Tensor, eps: float
         eps: As there.
     """
     with torch.no_grad():
-        # The variance of the normalised input is var / (var + eps). Below this it is rounding: of a constant input.
-        share = 1 - eps * invstd.double().square().mean()
-        share = torch.where(share > _ROUNDING, share, 0.0)
-        source = Standardised(x.detach(), mean.to(x.dtype), invstd.to(x.dtype), x.numel() * share)
+        energy = Energy.standardised(x.numel(), invstd, eps)
+        source = Standardised(x.detach(), mean.to(x.dtype), invstd.to(x.dtype), energy)
         packed = site.pack_standardised(source)
     return None if isinstance(packed, DensePacked) else packed
 

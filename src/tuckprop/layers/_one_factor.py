@@ -81,21 +81,23 @@ def _serves(order: tuple[int, ...], axis: int, statistics: tuple[int, ...], shap
     return order[: len(others)] == others and (after == 1 or rank < after)
 
 
-def rebuild(packed: Packed, order: Sequence[int]) -> Tensor:
+def rebuild(packed: Packed, order: Sequence[int], but: int | None = None) -> Tensor:
     """Return the activation, with its axes in this order of memory: a kernel that reads it beside a gradient asks so.
 
     Args:
         packed: A', any shape.
         order: Axes from the slowest in memory to the fastest.
+        but: An axis whose factor is not multiplied out, or None.
 
     Returns:
-        A', of the shape of A'.
+        A', of the shape of A', but for the rank in place of the size of that axis.
     """
     core, factors = packed.partial(range(len(order)))
     core = core.permute(*order).contiguous()
     # The smallest growth first keeps the products in between small.
     for axis in sorted(factors, key=lambda a: factors[a].shape[0] / factors[a].shape[1]):
-        core = expand(core, factors[axis], order.index(axis))
+        if axis != but:
+            core = expand(core, factors[axis], order.index(axis))
     return core.permute(_inverse(tuple(order)))
 
 

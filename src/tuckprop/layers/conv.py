@@ -3,7 +3,7 @@
 Index legend: b batch, c input channels, o output channels, h.. input positions, m.. output positions, k.. kernel taps.
 The input gradient comes from the weight alone and is exact. Output and input gradient are computed by PyTorch, but for
 layers on a CPU that have one tap, are depthwise, or have 3 x 3 taps at stride 1 (`_one_tap.py`, `_depthwise.py`,
-`_three_taps.py`). The weight gradient is
+`_three_taps.py`), and but for the gradients of depthwise layers on a GPU (`_depthwise_gpu.py`). The weight gradient is
     dW[o, c, k..] = sum_{b, m..} A[b, c, window(m.., k..)] G[b, o, m..]
 and comes from the factors of A by one of three routes, the cheapest by a count of operations and bytes:
     factored  every sum over positions is a product with a windowed spatial factor, A is never formed;
@@ -20,7 +20,7 @@ from torch import Size, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from tuckprop.codecs import DensePacked, Packed
-from tuckprop.layers import _depthwise, _one_tap, _three_taps
+from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap, _three_taps
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
@@ -29,21 +29,27 @@ from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.linalg.layout import memory_format
 
 
-class Path(Protocol):
-    """A way of our own to output and input gradient."""
+class GradientPath(Protocol):
+    """A way of our own to the input gradient."""
 
     def serves(self, x: Tensor, shape: Size, weight: Tensor, geometry: Geometry, /) -> bool:
         """Say whether it takes an input, or a gradient of the output, of a layer whose input has this shape."""
-
-    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, /) -> Tensor:
-        """Return the output."""
 
     def input_gradient(self, grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry, /) -> Tensor:
         """Return the gradient of the input, of this shape, from that of the output."""
 
 
+class Path(GradientPath, Protocol):
+    """A way of our own to the output as well."""
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, /) -> Tensor:
+        """Return the output."""
+
+
 # The first that serves is taken.
 _PATHS: tuple[Path, ...] = (_one_tap, _depthwise, _three_taps)
+_GRADIENT_PATHS: tuple[GradientPath, ...] = (*_PATHS, _depthwise_gpu)
+_WEIGHT_PATHS = (_one_tap, _depthwise, _depthwise_gpu)
 
 # Computes the plain layer's output from input, weight and bias.
 PlainConvolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -80,7 +86,7 @@ class FactoredConvolution(torch.autograd.Function):
         if needs_weight:
             kind, meta = ctx.packed
             packed = kind.rebuild(kept, meta)
-        own = any(path.serves_weight(grad, ctx.shape, weight, ctx.geometry) for path in (_one_tap, _depthwise)) or (
+        own = any(path.serves_weight(grad, ctx.shape, weight, ctx.geometry) for path in _WEIGHT_PATHS) or (
             needs_x and _three_taps.serves(grad, ctx.shape, weight, ctx.geometry)
         )
         if isinstance(packed, DensePacked) and not own and not ctx.geometry.pads_explicitly:
@@ -136,7 +142,7 @@ def input_gradient(
         Shape `shape`.
     """
     if layout == torch.contiguous_format:
-        for path in _PATHS:
+        for path in _GRADIENT_PATHS:
             if path.serves(grad, shape, weight, geometry):
                 return path.input_gradient(grad, weight, shape, geometry)
     padded = list(shape)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuckprop import native
+from tuckprop import gpu, native
 from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
 from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, saves, work_dtype
@@ -216,6 +216,8 @@ def _from_input(
     """Return the gradients from the input itself."""
     if ctx.training and _served(grad, x, weight):
         return _native_backward(grad, ctx.owns_gradient, x, weight, mean, spread, mask)
+    if ctx.training and _gpu_served(grad):
+        return _gpu_backward(grad, ctx.owns_gradient, (x, None, mean, spread), weight, spread, mask)
     statistics = (None, None, mean, spread) if ctx.training else (mean, spread, None, None)
     gradients = _aten.native_batch_norm_backward(grad, x, weight, *statistics, ctx.training, ctx.eps, mask)
     return [gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True)]
@@ -246,6 +248,8 @@ def packed_backward(
     """
     owned = owned or not is_dense(grad)
     grad, invstd = dense_gradient(grad), invstd.to(work_dtype(invstd))
+    if training and _gpu_served(grad):
+        return _gpu_backward(grad, owned, _normalised_form(packed, grad, invstd), weight, invstd, mask)
     scale = invstd if weight is None else weight * invstd
     form = one_factor(packed, grad, (1,))
     if form is None:
@@ -270,6 +274,43 @@ def _native_backward(
         out = grad if owned else torch.empty_like(grad)
     grad_weight, grad_bias = native.batch_norm_backward(grad, x, weight, mean, invstd, out)
     return [out, grad_weight if mask[1] else None, grad_bias if mask[2] else None]
+
+
+def _gpu_served(grad: Tensor) -> bool:
+    """Say whether the kernels for a GPU take it: channels first or last, without gaps."""
+    last = grad.dim() == 4 and grad.is_contiguous(memory_format=torch.channels_last)
+    return (grad.is_contiguous() or last) and gpu.serves(grad)
+
+
+def _normalised_form(packed: Packed, grad: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Return A' as the kernels for a GPU take it: with its factor of the channels, if that is worth it, or formed."""
+    from tuckprop.gpu.batch_norm import MOST_RANKS
+
+    _, factors = packed.partial(range(grad.dim()))
+    factor = factors.get(1)
+    if factor is not None and factor.shape[1] <= min(MOST_RANKS, len(factor) // 2):
+        return rebuild(packed, memory_order(grad), but=1), factor.contiguous(), invstd, invstd
+    return rebuild(packed, memory_order(grad)), None, torch.zeros_like(invstd), torch.ones_like(invstd)
+
+
+def _gpu_backward(
+    grad: Tensor,
+    owned: bool,
+    source: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    weight: Tensor | None,
+    invstd: Tensor,
+    mask: list[bool],
+) -> Gradients:
+    """Run the kernels for a GPU, for training statistics; `source` is what they call `Normalised`."""
+    from tuckprop.gpu import batch_norm as kernels
+
+    out = None
+    if mask[0]:
+        out = grad if owned else torch.empty_like(grad)
+    scale = (invstd if weight is None else weight * invstd).float()
+    products, sums = kernels.backward(grad, kernels.Normalised(*source), scale, out)
+    dtype = invstd.dtype if weight is None else weight.dtype
+    return [out, products.to(dtype) if mask[1] else None, sums.to(dtype) if mask[2] else None]
 
 
 def _rebuilt_backward(

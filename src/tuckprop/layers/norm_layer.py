@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuckprop import gpu
 from tuckprop.layers._intercept import InterceptingTwin
 from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, saves
 from tuckprop.layers._once import first_derivative_only
@@ -56,10 +57,44 @@ class FactoredLayerNorm(torch.autograd.Function):
         if packed is not None:
             # A' as an input of mean 0 and deviation 1; the true deviation is multiplied in afterwards.
             x, shift, scale = packed.dense(), torch.zeros_like(mean), torch.ones_like(invstd)
+        if weight is not None and _gpu_served(grad, x, weight):
+            gradients = _gpu_backward(grad, ctx.owns_gradient, x, (shift, scale, invstd), weight, mask)
+            return *gradients, *[None] * 3
         gradients = _aten.native_layer_norm_backward(grad, x, ctx.shape, shift, scale, weight, bias, mask)
         if packed is not None and mask[0]:
             gradients[0].mul_(invstd.to(grad.dtype))
         return *(gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True)), *[None] * 3
+
+
+def _gpu_served(grad: Tensor, x: Tensor, weight: Tensor) -> bool:
+    """Say whether the kernel for a GPU takes it."""
+    from_first_to_last = grad.is_contiguous() and x.is_contiguous() and weight.is_contiguous()
+    return from_first_to_last and gpu.serves(grad) and weight.numel() <= gpu.LONGEST_ROW
+
+
+def _gpu_backward(
+    grad: Tensor,
+    owned: bool,
+    x: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    weight: Tensor,
+    mask: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Run the kernel for a GPU; `statistics` are mean and scale of each row of `x`, and what scales its gradient."""
+    from tuckprop.gpu import layer_norm as kernels
+
+    out = None
+    if mask[0]:
+        out = grad if owned else torch.empty_like(grad)
+    rows = (-1, weight.numel())
+    mean, scale, deviation = (statistic.reshape(-1).float() for statistic in statistics)
+    written = None if out is None else out.view(rows)
+    products, sums = kernels.backward(grad.view(rows), x.view(rows), mean, scale, deviation, weight.view(-1), written)
+    shaped = (
+        part.view(weight.shape).to(weight.dtype) if wanted else None
+        for part, wanted in zip((products, sums), mask[1:], strict=True)
+    )
+    return out, *shaped
 
 
 def layer_norm(

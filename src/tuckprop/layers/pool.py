@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuckprop import native
+from tuckprop import gpu, native
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._pointwise import worth_saving
 from tuckprop.layers._twin import Twin, twin_of
@@ -159,9 +159,9 @@ class PositionMaxPool(torch.autograd.Function):
         offsets = _offsets(window.kernel, window.dilation, sizes)
         ctx.window, ctx.shape, ctx.offsets = window, x.shape, offsets
         positions = torch.empty(y.numel(), dtype=torch.uint8, device=x.device)
-        ctx.native = ctx.format == torch.contiguous_format and native.serves(x) and _counts_taps(window, sizes)
-        if ctx.native:
-            native.max_pool(x, y, positions, window[:4])
+        ctx.kernels = _kernels(x) if ctx.format == torch.contiguous_format and _counts_taps(window, sizes) else None
+        if ctx.kernels is not None:
+            ctx.kernels.max_pool(x, y, positions, window[:4])
             ctx.save_for_backward(pack_codes(positions, _bits_for(len(offsets))))
             return y
         (taps, _), bases = _taps_and_offsets(offsets, x.device), _bases(window, sizes, x.device)
@@ -186,8 +186,8 @@ class PositionMaxPool(torch.autograd.Function):
         grad = grad.contiguous(memory_format=ctx.format)
         result = grad.new_empty(ctx.shape).contiguous(memory_format=ctx.format)
         positions = unpack_codes(packed, _bits_for(len(ctx.offsets)), grad.numel())
-        if ctx.native:
-            native.max_unpool(grad, positions, result, window[:4])
+        if ctx.kernels is not None:
+            ctx.kernels.max_unpool(grad, positions, result, window[:4])
             return result, None
         _, offsets = _taps_and_offsets(ctx.offsets, grad.device)
         bases = _bases(window, ctx.shape[-axes:], grad.device)
@@ -201,6 +201,17 @@ class PositionMaxPool(torch.autograd.Function):
             # PyTorch asks for the input too, but reads its shape alone: the gradient itself stands in for it.
             _BACKWARD[axes](grads[part], results[part], *window, indices.add_(bases), grad_input=results[part])
         return result, None
+
+
+def _kernels(x: Tensor) -> Any:
+    """Return the module whose compiled kernels pool planes such as those of `x`, if there is one."""
+    if native.serves(x):
+        return native
+    if gpu.serves(x):
+        from tuckprop.gpu import max_pool
+
+        return max_pool
+    return None
 
 
 def _keeps_position(x: Tensor, window: Window) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuckprop import native
+from tuckprop import gpu, native
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._pointwise import Order, worth_saving, worth_saving_in_place
 from tuckprop.layers._twin import Twin, twin_of
@@ -90,9 +90,9 @@ class OneBitGradient(torch.autograd.Function):
         def write(part: slice, flags: Tensor) -> None:
             rectifier.forward(elements[part], results[part], flags)
 
-        ctx.native = rectifier.bounds is not None and native.serves(x)
-        if rectifier.bounds is not None and ctx.native:
-            bits = native.clamp(elements, results, *rectifier.bounds)
+        ctx.kernels = None if rectifier.bounds is None else _kernels(x, rectifier.bounds)
+        if rectifier.bounds is not None and ctx.kernels is not None:
+            bits = ctx.kernels.clamp(elements, results, *rectifier.bounds)
         else:
             bits = collect_flags(write, x.numel(), rectifier.flag_type(x.dtype), x.device)
         ctx.rectifier, ctx.order = rectifier, Order.of(source)
@@ -111,12 +111,30 @@ class OneBitGradient(torch.autograd.Function):
         (bits,) = ctx.saved_tensors
         elements, result = ctx.order.arrange(grad, ctx.owns_gradient)
         written = flat(result)
-        if ctx.native:
-            native.gate(elements, bits, written)
+        if ctx.kernels is not None:
+            ctx.kernels.gate(elements, bits, written)
             return result, None, None
         for part, gate in gates(bits, grad.numel(), grad.dtype):
             ctx.rectifier.backward(elements[part], gate, written[part])
         return result, None, None
+
+
+def _kernels(x: Tensor, bounds: tuple[float, float | None]) -> Any:
+    """Return the module whose compiled kernels clamp `x`, if there is one."""
+    if native.serves(x):
+        return native
+    # PyTorch rounds bounds to the type of `x` before it clamps, and does not before it compares.
+    exact = x.dtype == torch.float32 or all(b is None or _is_exact(b, x.dtype) for b in bounds)
+    if exact and gpu.serves(x):
+        from tuckprop.gpu import flags
+
+        return flags
+    return None
+
+
+@lru_cache(maxsize=256)
+def _is_exact(bound: float, dtype: torch.dtype) -> bool:
+    return float(torch.tensor(bound, dtype=dtype, device="cpu")) == bound
 
 
 def _rectify(x: Tensor, rectifier: Rectifier, inplace: bool, plain: Callable[[], Tensor]) -> Tensor:

@@ -7,12 +7,13 @@ Reading is one look-up a byte as well, of a row with the levels of all the codes
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tuckprop import native
+from tuckprop import gpu, native
 from tuckprop.errors import ConfigError
 from tuckprop.linalg.bits import CODE_BITS, code_slabs, join_codes, packed_bytes, split_codes
 from tuckprop.linalg.piecewise import Levels
@@ -112,9 +113,18 @@ class LevelCode:
         packed = torch.empty(packed_bytes(x.numel(), self.bits), dtype=torch.uint8, device=x.device)
         if native.serves(x):
             native.encode(x, packed, self.codes, self.bits, self.reach, MIDDLE)
+        elif gpu.serves(x):
+            from tuckprop.gpu import levels as kernels
+
+            kernels.encode(x, packed, self._codes_there, self.bits, self.reach, MIDDLE)
         else:
             self._look_up(x, packed)
         return packed
+
+    @cached_property
+    def _codes_there(self) -> Tensor:
+        """The code of each cell, where the levels are: kept, as a copy to a GPU in every step would stall it."""
+        return self.codes.to(self.levels.device)
 
     def encode_measured(self, x: Tensor, out: Tensor) -> float:
         """Write the packed codes of `x` into `out`, and return the sum of squares of `x` minus its levels.
@@ -169,12 +179,23 @@ class LevelCode:
         if native.serves(grad):
             native.scale(grad, packed, self.rounded, self.bits, out)
             return
+        if gpu.serves(grad):
+            from tuckprop.gpu import levels as kernels
+
+            kernels.scale(grad, packed, self.rounded, self.bits, out)
+            return
         for part, levels in self.decode(packed, grad.numel(), grad.dtype):
             torch.mul(grad[part], levels, out=out[part])
 
     def decode(self, packed: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield slab after slab of levels, as the function `decode` does."""
         return decode(packed, self.levels, self.bits, count, dtype)
+
+
+@lru_cache(maxsize=64)
+def _codes_by_byte(bits: int, device: torch.device) -> Tensor:
+    """Return the codes in each byte, int64 [256 * 8 / bits]; kept, as a copy to a GPU in every step would stall it."""
+    return split_codes(torch.arange(256, device="cpu").to(device, torch.uint8), bits).to(torch.int64)
 
 
 def decode(packed: Tensor, levels: Tensor, bits: int, count: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -191,8 +212,7 @@ def decode(packed: Tensor, levels: Tensor, bits: int, count: int, dtype: torch.d
         The slab and its levels, which are overwritten in the next turn.
     """
     held = 8 // bits
-    codes = split_codes(torch.arange(256, device="cpu").to(packed.device, torch.uint8), bits)
-    rows = levels.to(dtype)[codes.to(torch.int64)].view(256, held)
+    rows = levels.to(dtype)[_codes_by_byte(bits, packed.device)].view(256, held)
     whole = _WHOLE_ROWS.get(rows[0].numel() * rows.element_size())
     table = rows if whole is None else rows.view(whole).view(256)
     work = table.new_empty(0)

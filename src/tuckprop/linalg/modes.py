@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tuckprop import native
+from tuckprop import gpu, native
 
 # A copied slab of this many elements (4 MiB of float32) stays in cache and bounds the work memory.
 _SLAB = 1 << 20
@@ -64,6 +64,13 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
         y = x.new_empty(shape)
         native.product(x.view(before, size, after), matrix.contiguous(), y.view(before, matrix.shape[1], after))
         return y
+    if _served_on_a_gpu(x, matrix):
+        from tuckprop.gpu import mode_product as kernels
+
+        if kernels.worth(x.numel(), size, after, matrix.shape[1]):
+            y = x.new_empty(shape)
+            kernels.product(x.view(before, size, after), matrix, y.view(before, matrix.shape[1], after))
+            return y
     if after == 1:
         return (x.reshape(before, size) @ matrix).reshape(shape)
     if before == 1:
@@ -87,7 +94,17 @@ def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
     else:
         worth = before > 1 and not _many_tiny(matrix, before, after)
     taken = worth and x.numel() >= _LEAST_PRODUCT and x.is_contiguous() and matrix.dtype == x.dtype and native.serves(x)
-    return taken and not (torch.is_grad_enabled() and (x.requires_grad or matrix.requires_grad))
+    return taken and not _differentiates(x, matrix)
+
+
+def _served_on_a_gpu(x: Tensor, matrix: Tensor) -> bool:
+    """Say whether kernels in Triton take a tensor and a matrix [n, k]."""
+    alike = x.is_cuda and x.dtype == matrix.dtype == torch.float32 and x.is_contiguous()
+    return alike and gpu.serves(x) and not _differentiates(x, matrix)
+
+
+def _differentiates(x: Tensor, matrix: Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or matrix.requires_grad)
 
 
 def _many_tiny(matrix: Tensor, before: int, after: int) -> bool:

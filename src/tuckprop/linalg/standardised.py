@@ -7,6 +7,7 @@ from math import gcd
 import torch
 from torch import Size, Tensor
 
+from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.layout import memory_order
 from tuckprop.linalg.modes import mode_product
 
@@ -22,13 +23,13 @@ class Standardised:
         x: Shape [n_1, ..., n_d].
         shift: Broadcasts with `x`: size 1 or n_j on every axis.
         scale: As `shift`.
-        energy: Sum of squares of the whole, a scalar; the caller decides when to wait for it.
+        energy: Of the whole.
     """
 
     x: Tensor
     shift: Tensor
     scale: Tensor
-    energy: Tensor
+    energy: Energy
 
     @property
     def shape(self) -> Size:
@@ -72,6 +73,10 @@ class Standardised:
         """Return the tensor with its axes in this order."""
         return Standardised(self.x.permute(*order), self.shift.permute(*order), self.scale.permute(*order), self.energy)
 
+    def multiplies_unformed(self, mode: int) -> bool:
+        """Say whether `mode_product` along this mode forms nothing of the size of the whole."""
+        return self.scale.shape[mode] == 1 or self.scale.numel() == self.scale.shape[mode]
+
     def mode_product(self, matrix: Tensor, mode: int) -> Tensor:
         """Contract axis `mode` with the rows of `matrix` [n_mode, k]; as `tuckprop.linalg.modes.mode_product`.
 
@@ -82,7 +87,7 @@ class Standardised:
             product = mode_product(self.x, matrix, mode)
             sums = _along(matrix.sum(0), mode, product.dim())
             return product.addcmul_(self.shift, sums, value=-1).mul_(self.scale)
-        if self.scale.numel() != sizes[mode]:
+        if not self.multiplies_unformed(mode):
             return mode_product(self.dense(), matrix, mode)
         weighted = matrix * self.scale.reshape(-1, 1)
         offset = self.shift.reshape(1, -1) @ weighted

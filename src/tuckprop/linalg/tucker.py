@@ -10,7 +10,7 @@ from torch import Tensor
 from tuckprop.linalg.basis import Spectrum, spectra
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.low_rank import LEAST_SIZE
-from tuckprop.linalg.modes import JOINT, mode_product, product_cost, trailing_grams
+from tuckprop.linalg.modes import JOINT, MOVE, mode_product, product_cost, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
 # Products along the last mode run slower.
@@ -68,7 +68,7 @@ def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
     if isinstance(x, Standardised):
         if not left:
             return x.dense()
-        first = _order(x, left)[0][0]
+        first = min(left, key=lambda mode: _standardised_cost(x, mode, left[mode].shape[1]))
         core = x.mode_product(left.pop(first), first)
     else:
         core = x
@@ -81,6 +81,17 @@ def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
         sizes = [factors[mode].shape[1] for mode in modes]
         core = mode_product(core.flatten(modes[0]), both, modes[0]).unflatten(modes[0], sizes)
     return core
+
+
+def _standardised_cost(x: Standardised, mode: int, rank: int) -> float:
+    """Return what the product costs an element, over the share of the elements that it removes.
+
+    Where it has to be formed for it, it is read and written twice.
+    """
+    size = x.shape[mode]
+    price = product_cost(1, size, rank) * (_LAST if mode == len(x.shape) - 1 else 1)
+    price += 0 if x.multiplies_unformed(mode) else 4 * MOVE
+    return price / (1 - rank / size) if rank < size else float("inf")
 
 
 def _order(x: Tensor | Standardised, factors: dict[int, Tensor]) -> list[tuple[int, ...]]:
