@@ -1,10 +1,13 @@
-"""Time and memory of one training step: a process a method, steps in turns, medians, quartiles and the ratio to plain.
+r"""Time and memory of one training step: a process a method, steps in turns, medians, quartiles and the ratio to plain.
 
     python benchmarks/speed.py --data-path PATH --weights mcunet.safetensors
-    python benchmarks/speed.py --data-path PATH --device cuda --batch 128 --resolution 224 --tf32      # then --bfloat16
+    python benchmarks/speed.py --data-path PATH --weights mcunet.safetensors --device cuda --tf32 --batch 128 \
+        --resolution 224 --warmup 12 --cycle 8 --methods plain plain-channels-last checkpoint dense asi subspace-0.8 \
+        plain-captured subspace-0.8-captured        # then --bfloat16
 
-Held bytes and the peak are taken in the same processes, on steps before the timed ones, as memory.py takes them. Memory
-that glibc keeps after it was freed counts in the peak.
+Methods named captured replay CUDA graphs (tuckprop.capture), for which the first steps are taken as usual; how often
+they are in a longer run is for captured.py to say. Held bytes and the peak are taken in the same processes, on steps
+before the timed ones, as memory.py takes them. Memory that glibc keeps after it was freed counts in the peak.
 """
 
 from dataclasses import dataclass, replace
@@ -54,6 +57,8 @@ def main() -> None:
 def table(network: str, results: dict[str, Result]) -> Table:
     """Return one network's table."""
     heads = ("method", "step, s", "quartiles", "ratio to plain, paired", "quartiles", "held, MB", "peak, MB")
+    on_a_gpu = any(result.reserved for result in results.values())
+    heads += ("reserved, MB",) if on_a_gpu else ()
     drawn = Table(*heads, title=network)
     for method, result in results.items():
         seconds, ratio = quartiles(result.seconds), quartiles(result.ratios)
@@ -65,6 +70,7 @@ def table(network: str, results: dict[str, Result]) -> Table:
             f"{ratio.low:.2f}..{ratio.high:.2f}",
             f"{result.memory.held / 1e6:.1f}",
             f"{result.memory.peak / 1e6:.0f}",
+            *((f"{result.reserved / 1e6:.0f}",) if on_a_gpu else ()),
         )
     return drawn
 

@@ -36,6 +36,8 @@ class Settings:
     """cpu or cuda."""
     threads: int = 2
     """CPU threads."""
+    cycle: int = 0
+    """Serve so many batches over and over, which every process keeps where it trains; 0 sends new ones each turn."""
     tf32: bool = False
     """Let a GPU multiply float32 matrices in TF32."""
     bfloat16: bool = False
@@ -63,11 +65,13 @@ class Result:
         seconds: Of each timed step.
         ratios: Of each to the first method's step of the same turn.
         memory: Of a step.
+        reserved: Bytes that the process had taken from the GPU at most, in all steps; 0 on a CPU.
     """
 
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
     memory: StepMemory
+    reserved: int = 0
 
     def record(self) -> dict[str, object]:
         """Return it for a JSONL file, with quartiles."""
@@ -76,6 +80,7 @@ class Result:
             "seconds_quartiles": asdict(quartiles(self.seconds)),
             "ratios": self.ratios,
             "ratio_quartiles": asdict(quartiles(self.ratios)),
+            "reserved": self.reserved,
             **asdict(self.memory),
         }
 
@@ -103,19 +108,26 @@ def compare(settings: Settings, network: Network, methods: Sequence[str]) -> dic
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     memory: dict[str, StepMemory] = {}
     with _workers(settings, network, methods) as workers:
-        served = batches(network, settings.data, settings.data_path, 2 * count + 1, torch.device("cpu"))
+        needed = settings.cycle or 2 * count
+        served = batches(network, settings.data, settings.data_path, needed + 1, torch.device("cpu"))
         # As NumPy arrays they are copied to the worker; a tensor would be memory that all workers share.
         pairs = ((images.numpy(), labels.numpy()) for images, labels in served)
         first = next(pairs)
         for method in methods:
             memory[method] = _ask(workers, method, first)
+        if settings.cycle:
+            kept = list(pairs)
+            for method in methods:
+                _ask(workers, method, kept)
+            pairs = (number % settings.cycle for number in range(2 * count))
         for turn in zip(pairs, pairs, strict=True):
             for method in methods:
                 seconds[method].append(_ask(workers, method, turn))
+        reserved = {method: _ask(workers, method, "reserved") for method in methods}
     timed = {method: tuple(taken[settings.warmup :]) for method, taken in seconds.items()}
     base = timed[methods[0]]
     return {
-        method: Result(taken, tuple(a / b for a, b in zip(taken, base, strict=True)), memory[method])
+        method: Result(taken, tuple(a / b for a, b in zip(taken, base, strict=True)), memory[method], reserved[method])
         for method, taken in timed.items()
     }
 
@@ -130,10 +142,10 @@ def write_record(settings: Settings, record: dict[str, object]) -> None:
 
 
 def _work(connection: Connection, settings: Settings, network: Network, method: str) -> None:
-    """Train in this process. The first message is a batch, to measure memory with; the others are turns.
+    """Train in this process. The first message is a batch, to measure memory with; then come turns, and a question.
 
     A turn is two steps, of which the second one's seconds go back: the first brings this process's memory back into the
-    caches, as it is in a training run.
+    caches, as it is in a training run. Its batches come with it, or are numbers of those that came before in a list.
     """
     torch.set_num_threads(settings.threads)
     if settings.keep_freed and not keep_freed_memory():
@@ -145,9 +157,17 @@ def _work(connection: Connection, settings: Settings, network: Network, method: 
         return
     connection.send(step_memory(training, *training.take(*(torch.from_numpy(part) for part in first))))
     del first
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     while (turn := connection.recv()) is not None:
+        if turn == "reserved":
+            connection.send(torch.cuda.max_memory_reserved(training.device) if training.device.type == "cuda" else 0)
+            continue
+        if isinstance(turn, list):
+            kept = [training.take(*(torch.from_numpy(part) for part in pair)) for pair in turn]
+            connection.send(None)
+            continue
         for pair in turn:
-            batch = training.take(*(torch.from_numpy(part) for part in pair))
+            batch = kept[pair] if isinstance(pair, int) else training.take(*(torch.from_numpy(part) for part in pair))
             _wait_for(training.device)
             start = time.perf_counter()
             training.step(*batch)

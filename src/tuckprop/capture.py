@@ -9,6 +9,7 @@ each step: where they do not serve any more, a step is taken as usual, with new 
 import gc
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -239,7 +240,8 @@ class _Captured:
         self._host = None if self._numbers is None else torch.empty_like(self._numbers, device="cpu", pin_memory=True)
         self._arrived = torch.cuda.Event()
         self._lost: list[float] = []
-        self._replays = self._overdue = 0
+        self._replays = 0
+        self._missed: Counter[int] = Counter()
         self._waiting: weakref.ref[_Waiting] | None = None
 
     @property
@@ -254,10 +256,10 @@ class _Captured:
         self._arrived.synchronize()
         self._lost = self._ledger.lost(self._host.tolist())
         limits = list(zip(self._lost, self._limits, strict=True))
-        if any(lost < least or lost > most for lost, (least, most) in limits) or self._overdue:
-            self._overdue += 1
+        missed = [number for number, (lost, (least, most)) in enumerate(limits) if lost < least or lost > most]
+        self._missed.update(missed)
         severe = any(lost > _SEVERE * most for lost, (_, most) in limits)
-        return not (severe or self._overdue > patience)
+        return not (severe or any(self._missed[number] > patience for number in missed))
 
     def hand_back(self) -> None:
         """Tell the sites what their bases lost last."""

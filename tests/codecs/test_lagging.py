@@ -16,7 +16,7 @@ import tuckprop
 from tests.cases import decaying
 from tests.codecs.test_subspace import SHAPE, lost_share, pack, similar
 from tuckprop import ASI, Subspace
-from tuckprop.codecs import Codec, _bases, _half, asi, subspace
+from tuckprop.codecs import Codec, _bases, _half, _new_bases, asi, subspace
 from tuckprop.codecs._half import HalfPacked
 from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.linalg import orthonormal
@@ -26,7 +26,7 @@ from tuckprop.linalg.lagged import Lagged
 @pytest.fixture(autouse=True)
 def _every_device_lags(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat the CPU as if reading a number off it were dear, as on a GPU."""
-    for module in (asi, subspace, orthonormal, _half):
+    for module in (asi, subspace, orthonormal, _half, _new_bases):
         monkeypatch.setattr(module, "waiting_costs", lambda device: True)
 
 

@@ -16,6 +16,7 @@ from tuckprop.codecs._base import Codec, Packed, codecs
 from tuckprop.codecs._bases import Bases, Measured
 from tuckprop.codecs._half import HalfPacked, halves, rounded
 from tuckprop.codecs._ledger import open_ledger
+from tuckprop.codecs._new_bases import each_basis
 from tuckprop.codecs._recent import Recent
 from tuckprop.codecs._recomputation import Recomputation
 from tuckprop.codecs._tracked_code import CodeTracker, Key, least_loss
@@ -28,7 +29,7 @@ from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.lagged import capturing, waiting_costs
 from tuckprop.linalg.layout import is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
-from tuckprop.linalg.remembered import Remembered, remembering, remembering_each, remembering_within
+from tuckprop.linalg.remembered import Remembered
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.linalg.tucker import modes_worth_factoring, project
 
@@ -47,10 +48,6 @@ _ROOM = 0.5
 
 # Bases that lose less than this share of what they lost when they were new are larger than they need be.
 _NEEDLESS = 1 / 3
-
-# Up to this size a mode's Gram matrix and its eigendecomposition cost less than subspace iteration; beyond it they do
-# again where more than a third of the basis is known.
-_WIDE = 256
 
 
 @dataclass
@@ -279,7 +276,8 @@ class SubspaceTracker:
         misses, whole = self._learn(known, missed, y.device)
         room = 1 - (1 - _ROOM) ** misses
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
-        bases = self._each_basis(y, {mode: _before(known, order[mode]) for mode in modes}, energy, room)
+        before = {mode: _before(known, order[mode]) for mode in modes}
+        bases = each_basis(y, self.epsilon, energy, before, room)
         if half:
             bases = {mode: replace(known, basis=rounded(known.basis)) for mode, known in bases.items()}
         ranks = [bases[m].basis.shape[1] if m in bases else y.shape[m] for m in range(y.dim())]
@@ -308,31 +306,6 @@ class SubspaceTracker:
         if known.misses + 1 < _PATIENCE or not known.factors:
             return known.misses + 1, known.whole
         return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
-
-    def _each_basis(
-        self, y: Tensor, before: dict[int, Remembered | None], energy: float, room: float
-    ) -> dict[int, Remembered]:
-        """Return `_basis` of every mode; elsewhere than on a CPU, those of small Gram matrices in one batch."""
-        found: dict[int, Remembered | None] = {}
-        if waiting_costs(y.device) and energy and self.epsilon < 1:
-            small = {mode: known for mode, known in before.items() if y.shape[mode] ** 2 <= min(_WIDE**2, y.numel())}
-            found = remembering_each(y, self.epsilon, energy, small, room) if len(small) > 1 else {}
-        return {mode: found.get(mode) or self._basis(y, mode, energy, known, room) for mode, known in before.items()}
-
-    def _basis(self, y: Tensor, mode: int, energy: float, before: Remembered | None, room: float) -> Remembered:
-        """Return a basis of one mode that keeps `epsilon` of the energy: turned from the known one, or a new one."""
-        size = y.shape[mode]
-        found = None
-        if energy and self.epsilon < 1:
-            if size > _WIDE and (before is None or before.basis.shape[1] < size // 3):
-                found = remembering_within(y, mode, self.epsilon, energy, before, room)
-            if found is None and size * size <= y.numel():
-                found = remembering(y, mode, self.epsilon, energy, before, room)
-        if found is not None:
-            return found
-        exact = spectrum(y, mode, self.epsilon)
-        rank = int(exact.rank)
-        return Remembered(exact.leading(rank), exact.energies[:rank].clamp_min(0) / (energy or 1.0), rank)
 
 
 def _before(known: Bases | None, axis: int) -> Remembered | None:

@@ -20,32 +20,11 @@ from tuckprop.gpu import product_precision
 _CHANNELS = 32
 _POSITIONS = 128
 
-# Planes of so many positions are not joined.
-_LARGE_PLANE = 512
-
 # Programs that share the samples of a tile's channels: enough to fill a GPU several times.
 _PROGRAMS = 2048
 
 # A factor of more columns is not kept in registers.
 MOST_RANKS = 64
-
-
-@triton.jit
-def _place(tile, samples, positions, JOINED: tl.constexpr, BS: tl.constexpr):
-    """Return sample and position of each column of a tile, and which columns there are; one sample, if not joined."""
-    if JOINED:
-        column = tile * BS + tl.arange(0, BS)
-        return column // positions, column % positions, column < samples * positions
-    tiles = tl.cdiv(positions, BS)
-    s = (tile % tiles) * BS + tl.arange(0, BS)
-    return tile // tiles, s, s < positions
-
-
-@triton.jit
-def _tiles(samples, positions, JOINED: tl.constexpr, BS: tl.constexpr):
-    if JOINED:
-        return tl.cdiv(samples * positions, BS)
-    return samples * tl.cdiv(positions, BS)
 
 
 @triton.jit
@@ -62,7 +41,7 @@ def _normalised(
 @triton.jit
 def _sums(
     grad, d, factor, means, invstds, out, samples, channels, positions, rank, gb, gc, gs, db, dk, ds,
-    FACTORED: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr,
+    FACTORED: tl.constexpr, PRECISION: tl.constexpr,
     BC: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BC + tl.arange(0, BC)
@@ -71,8 +50,11 @@ def _sums(
     u = tl.load(factor + c[:, None] * rank + k[None, :], own[:, None] & (k[None, :] < rank), other=0.0)
     mean, invstd = tl.load(means + c, own, other=0.0), tl.load(invstds + c, own, other=0.0)
     products, sums = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
-    for tile in range(tl.program_id(1), _tiles(samples, positions, JOINED, BS), tl.num_programs(1)):
-        b, s, here = _place(tile, samples, positions, JOINED, BS)
+    tiles = tl.cdiv(positions, BS)
+    for tile in range(tl.program_id(1), samples * tiles, tl.num_programs(1)):
+        b = tile // tiles
+        s = (tile % tiles) * BS + tl.arange(0, BS)
+        here = s < positions
         inside = own[:, None] & here[None, :]
         g = tl.load(grad + (c[:, None] * gc + (b * gb + s * gs)[None, :]), inside, other=0.0).to(tl.float32)
         a = _normalised(d, u, mean, invstd, b * db + s * ds, here, c, k, channels, rank, dk, FACTORED, PRECISION)
@@ -87,7 +69,7 @@ def _sums(
 def _apply(
     grad, d, factor, means, invstds, scales, totals, out, samples, channels, positions, rank,
     gb, gc, gs, db, dk, ds, ob, oc, os,
-    FACTORED: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr,
+    FACTORED: tl.constexpr, PRECISION: tl.constexpr,
     BC: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BC + tl.arange(0, BC)
@@ -99,8 +81,11 @@ def _apply(
     count = (samples * positions).to(tl.float32)
     share = tl.load(totals + c, own, other=0.0) / count
     shift = tl.load(totals + channels + c, own, other=0.0) / count
-    for tile in range(tl.program_id(1), _tiles(samples, positions, JOINED, BS), tl.num_programs(1)):
-        b, s, here = _place(tile, samples, positions, JOINED, BS)
+    tiles = tl.cdiv(positions, BS)
+    for tile in range(tl.program_id(1), samples * tiles, tl.num_programs(1)):
+        b = tile // tiles
+        s = (tile % tiles) * BS + tl.arange(0, BS)
+        here = s < positions
         inside = own[:, None] & here[None, :]
         g = tl.load(grad + (c[:, None] * gc + (b * gb + s * gs)[None, :]), inside, other=0.0).to(tl.float32)
         a = _normalised(d, u, mean, invstd, b * db + s * ds, here, c, k, channels, rank, dk, FACTORED, PRECISION)
@@ -144,15 +129,12 @@ def backward(grad: Tensor, source: Normalised, scale: Tensor, out: Tensor | None
     g, d = _flat(grad), _flat(core)
     positions = g.shape[2]
     bc = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
-    # Small planes are joined, so that tiles are full; a large one alone lets threads read several neighbours at once.
-    joined = positions < _LARGE_PLANE
-    bs = min(_POSITIONS, max(16, triton.next_power_of_2(samples * positions if joined else positions)))
+    bs = min(_POSITIONS, max(16, triton.next_power_of_2(positions)))
     blocks = triton.cdiv(channels, bc)
-    tiles = triton.cdiv(samples * positions, bs) if joined else samples * triton.cdiv(positions, bs)
-    splits = max(1, min(_PROGRAMS // blocks, tiles))
+    splits = max(1, min(_PROGRAMS // blocks, samples * triton.cdiv(positions, bs)))
     parts = torch.empty(splits, 2, channels, dtype=torch.float32, device=grad.device)
     sizes = (samples, channels, positions, rank)
-    shape = (factor is not None, product_precision(), joined, bc, bs, max(16, triton.next_power_of_2(rank)))
+    shape = (factor is not None, product_precision(), bc, bs, max(16, triton.next_power_of_2(rank)))
     given = (g, d, scale if factor is None else factor, mean, invstd)
     _sums[blocks, splits](*given, parts, *sizes, *g.stride(), *d.stride(), *shape)
     totals = parts[0] if splits == 1 else parts.sum(0)

@@ -7,6 +7,7 @@ dilation. With an output gradient G:
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import triton
@@ -115,7 +116,8 @@ def weight_gradient(x: Tensor, grad: Tensor, window: Sequence[Sequence[int]]) ->
     """
     samples, channels, rows, columns = grad.shape
     kh, kw = window[0]
-    _, *tile = Tile.of(rows, min(columns, _WIDE), _READ)
+    # What a tile reads of the input, and reads again for every tap, is to stay in a cache.
+    _, *tile = Tile.of(rows, min(columns, _WIDE), max(_WIDE, _READ // prod(window[1])))
     tiles = triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
     splits = max(1, min(samples * tiles, _PROGRAMS // channels))
     parts = torch.empty(splits, channels, 1, kh, kw, dtype=torch.float32, device=grad.device)

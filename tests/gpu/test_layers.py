@@ -22,7 +22,10 @@ from tuckprop.codecs import Codec
 from tuckprop.linalg.modes import mode_product
 from tuckprop.memory import census
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+pytestmark = pytest.mark.gpu
 
 CUDA = torch.device("cuda")
 SETTLING = 30
