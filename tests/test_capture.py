@@ -62,7 +62,7 @@ def train(model: nn.Module, given: Iterator[Tensor], rate: float = 0.0) -> list[
 def test_a_model_on_a_cpu_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="expected a model on one CUDA device, got cpu"):
         tuckprop.capture(network())
-    with pytest.raises(UnsupportedError, match="got no tensors"):
+    with pytest.raises(UnsupportedError, match="got no parameters"):
         tuckprop.capture(nn.ReLU())
 
 

@@ -62,16 +62,18 @@ def capture(model: nn.Module, *, patience: int = 16) -> nn.Module:
 
     Raises:
         ConfigError: `patience` is negative, or `model` is captured already.
-        UnsupportedError: `model` is not on one CUDA device, or has a byte budget, which is kept by choosing anew
-            between steps.
+        UnsupportedError: `model` has no parameters, is not on one CUDA device, or has a byte budget, which is kept by
+            choosing anew between steps.
     """
     if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
         raise ConfigError(f"capture(patience=...): expected an integer of at least 0, got {patience!r}")
     if isinstance(model.__dict__.get("forward"), _Captures):
         raise ConfigError("capture: this model is captured already; tuckprop.release(model) undoes it")
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if not any(True for _ in model.parameters()):
+        devices = set()
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
-        found = ", ".join(sorted(map(str, devices))) or "no tensors"
+        found = ", ".join(sorted(map(str, devices))) or "no parameters"
         raise UnsupportedError(f"capture: expected a model on one CUDA device, got {found}; call model.cuda() first")
     if any(isinstance(m, Twin) and m._site.allowance is not None for m in model.modules()):
         raise UnsupportedError(
@@ -118,16 +120,22 @@ class _Captures:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward."""
         if self.model.training and torch.is_grad_enabled() and not torch.cuda.is_current_stream_capturing():
-            leaves, spec = tree_flatten((args, kwargs))
-            parameters = [p for p in self.model.parameters() if p.requires_grad]
-            key = (*map(_looks, leaves), str(spec), *self._state(), *((p.data_ptr(), p.shape) for p in parameters))
-            captured = self._known[key] if key in self._known else self._capture(key, leaves, spec, parameters)
-            if captured is not None and not captured.waits:
-                if captured.serves(self.patience):
-                    return captured.run(leaves, parameters)
-                captured.hand_back()
-                del self._known[key]
-                self._quiet[key] = _QUIET  # The next step is captured again.
+            with torch.cuda.device(next(self.model.parameters()).device):
+                return self._step(*args, **kwargs)
+        return self._plain(*args, **kwargs)
+
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a forward in training: replayed, where it is captured and still serves."""
+        leaves, spec = tree_flatten((args, kwargs))
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        key = (*map(_looks, leaves), str(spec), *self._state(), *((p.data_ptr(), p.shape) for p in parameters))
+        captured = self._known[key] if key in self._known else self._capture(key, leaves, spec, parameters)
+        if captured is not None and not captured.waits:
+            if captured.serves(self.patience):
+                return captured.run(leaves, parameters)
+            captured.hand_back()
+            del self._known[key]
+            self._quiet[key] = _QUIET  # The next step is captured again.
         return self._plain(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -341,7 +349,8 @@ def _recorded(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         gc.disable()
-        graph.capture_begin(pool=pool)
+        # Other threads may go on calling the device: a data loader's pins memory.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             try:
                 yield

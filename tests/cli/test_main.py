@@ -146,9 +146,11 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path, capsys:
     capsys.readouterr()
     assert train(tmp_path, "--overwrite") == 2
     error = capsys.readouterr().err
-    assert error.startswith("tuckprop: [Errno 28] No space left on device; what was saved before is kept")
+    full = tmp_path / "checkpoint.pt"
+    assert error.startswith(f"tuckprop: [Errno 28] No space left on device: '{full}'; what was saved before is kept")
     assert error.count("\n") == 1
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert full.read_bytes() == before
+    assert not (tmp_path / "checkpoint.pt.tmp").is_symlink()
 
 
 def test_interrupting_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import tyro
 from tuckprop.cli.reproduce import folder_of
 from tuckprop.errors import CheckpointError, ConfigError
 from tuckprop.report import find_records, report_html
+from tuckprop.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,8 @@ def report(options: ReportOptions) -> int:
     if not options.runs:
         raise CheckpointError("expected one folder of runs or more, got none")
     page = report_html(find_records(map(folder_of, options.runs)), options.title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.tmp")
-    # JSON can hold half of a surrogate pair, which UTF-8 cannot.
-    temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
-    temporary.replace(out)
+    with whole_file(out) as file:
+        # JSON can hold half of a surrogate pair, which UTF-8 cannot.
+        file.write(page.encode(errors="xmlcharrefreplace"))
     print(out)
     return 0

@@ -1,13 +1,13 @@
 """The record of a run: what was asked, on what it ran, and what came out; JSON lines on disk."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tuckprop.errors import CheckpointError
+from tuckprop.whole_file import whole_file
 
 FILE = "record.jsonl"
 _FORMAT = 1
@@ -127,13 +127,8 @@ def write_record(record: Record, path: Path) -> None:
     lines = [head, *({"kind": "epoch"} | asdict(epoch) for epoch in record.epochs)]
     if record.memory is not None:
         lines.append({"kind": "memory"} | asdict(record.memory))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.writelines(f"{json.dumps(line)}\n".encode() for line in lines)
 
 
 def read_record(path: Path) -> Record:

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, hold nothing but tensors and plain values, and know which run they are of."""
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from tuckprop.errors import CheckpointError
+from tuckprop.whole_file import whole_file
 from tuckprop.zoo.weights import why_unread
 
 FILE = "checkpoint.pt"
@@ -22,19 +22,8 @@ def save_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any])
         identity: Settings that a run must have to go on from here.
         state: Tensors, numbers, strings, and lists and dictionaries of these.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as file:
         torch.save({"format": _FORMAT, "identity": identity, "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
