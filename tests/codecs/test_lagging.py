@@ -18,6 +18,7 @@ from tests.codecs.test_subspace import SHAPE, lost_share, pack, similar
 from tuckprop import ASI, Subspace
 from tuckprop.codecs import Codec, _bases, _half, _new_bases, asi, subspace
 from tuckprop.codecs._half import HalfPacked
+from tuckprop.codecs._ledger import Ledger, opened
 from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.linalg import orthonormal
 from tuckprop.linalg.lagged import Lagged
@@ -157,6 +158,36 @@ def test_the_batch_is_left_whole_and_bases_keep_single_precision() -> None:
         assert 0 not in packed.form.factors
         assert {factor.dtype for factor in packed.form.factors.values()} == {torch.float32}
         assert packed.form.core.dtype == torch.bfloat16
+
+
+def test_a_captured_step_leaves_what_its_bases_lose_in_a_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tuckprop.convert(network(), Subspace(0.8))
+    served = batches()
+    for _ in range(4):
+        model(next(served)).square().mean().backward()
+    trackers = [m._site.tracker for m in model.modules() if hasattr(m, "_site") and m._site.tracker is not None]
+    before = [dict(tracker.bases) for tracker in trackers]
+    for module in (asi, subspace):
+        monkeypatch.setattr(module, "capturing", lambda device: True)
+    ledger, x = Ledger(), next(served)
+    with opened(ledger), Reads() as reads:
+        model(x)
+    assert reads.found == []
+    assert [dict(tracker.bases) for tracker in trackers] == before
+    assert (
+        len(ledger.entries) == sum(any(bases.factors for bases in tracker.bases.values()) for tracker in trackers) > 3
+    )
+    for entry, lost in zip(ledger.entries, ledger.lost(ledger.numbers().tolist()), strict=True):
+        least, most = entry.tracker.limits(entry.key)
+        assert 0 <= least < most
+        assert 0 < lost <= 1.5 * most
+        entry.tracker.replayed(entry.key, 2 * most)
+    for module in (asi, subspace):
+        monkeypatch.setattr(module, "capturing", lambda device: False)
+    refreshes = sum(tracker.refreshes for tracker in trackers)
+    model(next(served)).square().mean().backward()
+    # Each site whose bases were said to lose too much has new ones.
+    assert sum(tracker.refreshes for tracker in trackers) == refreshes + len(ledger.entries)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
