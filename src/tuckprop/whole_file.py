@@ -37,7 +37,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with suppress(OSError):  # Some network mounts know no such thing.
+                os.fsync(folder)
         finally:
             os.close(folder)
 

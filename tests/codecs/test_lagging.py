@@ -181,7 +181,8 @@ def test_a_captured_step_leaves_what_its_bases_lose_in_a_ledger(monkeypatch: pyt
         least, most = entry.tracker.limits(entry.key)
         assert 0 <= least < most
         assert 0 < lost <= 1.5 * most
-        entry.tracker.replayed(entry.key, 2 * most)
+        entry.tracker.replayed(entry.key, entry.bases, 2 * most)
+        entry.tracker.replayed(entry.key, dict(entry.bases), 0.0)  # Of others, which is not so.
     for module in (asi, subspace):
         monkeypatch.setattr(module, "capturing", lambda device: False)
     refreshes = sum(tracker.refreshes for tracker in trackers)

@@ -4,7 +4,7 @@ A graph runs without the host, so no site can look at what its bases lose. While
 the graph will leave its numbers, and whoever replays the graph reads all of them at once, and asks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf, nan
@@ -25,8 +25,8 @@ class Replayed(Protocol):
     def limits(self, key: Key) -> tuple[float, float]:
         """Return the least and the most of the energy that the bases for activations of this key should lose."""
 
-    def replayed(self, key: Key, lost: float) -> None:
-        """Note that activations were packed with the bases, the last of which lost this share."""
+    def replayed(self, key: Key, bases: Mapping[int, Tensor], lost: float) -> None:
+        """Note that activations were packed with these bases, the last of which lost this share."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class Entry:
     Attributes:
         tracker: Of its site.
         key: What the tracker knows its bases by.
+        bases: By axis; they are kept, as a graph reads them where they are.
         energy: Of the activation.
         kept: Energy of its core, a scalar.
     """
 
     tracker: Replayed
     key: Key
+    bases: Mapping[int, Tensor]
     energy: Energy
     kept: Tensor
 
@@ -57,9 +59,9 @@ class Ledger:
 
     entries: list[Entry] = field(default_factory=list)
 
-    def note(self, tracker: Replayed, key: Key, energy: Energy, kept: Tensor) -> None:
-        """Add an activation."""
-        self.entries.append(Entry(tracker, key, energy, kept))
+    def note(self, tracker: Replayed, key: Key, bases: Mapping[int, Tensor], energy: Energy, kept: Tensor) -> None:
+        """Add an activation; see `Entry`."""
+        self.entries.append(Entry(tracker, key, bases, energy, kept))
 
     def numbers(self) -> Tensor:
         """Return both numbers of every activation in one tensor, float64 [2 n], for `lost`; there is at least one."""

@@ -4,7 +4,7 @@ Where spectra are so flat that a core and factors take far more bytes than a few
 as few-bit numbers of levels (`_tracked_code.py`), and no basis is tracked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import isnan, prod
 from typing import Any
@@ -221,7 +221,7 @@ class SubspaceTracker:
     def _measure(self, known: Bases, key: Key, energy: Energy, core: Tensor, stays: bool) -> Bases:
         """Send off what the bases lose, for the site's next activation, or for whoever replays a CUDA graph."""
         if (ledger := open_ledger()) is not None:
-            ledger.note(self, key, energy, sum_of_squares(core))
+            ledger.note(self, key, known.factors, energy, sum_of_squares(core))
         if stays or not known.age:
             return known
         return replace(known, measured=Measured.sent(energy, sum_of_squares(core)))
@@ -232,9 +232,12 @@ class SubspaceTracker:
         least = least_loss(self.epsilon)
         return _NEEDLESS * known.expected if _NEEDLESS * known.expected > least else 0.0, self._most(known)
 
-    def replayed(self, key: Key, lost: float) -> None:
-        """Note that activations of this size were packed with the bases, the last of which lost this share."""
-        if (known := self.bases.get(key)) is not None:
+    def replayed(self, key: Key, bases: Mapping[int, Tensor], lost: float) -> None:
+        """Note that activations of this size were packed with these bases, the last of which lost this share.
+
+        Bases that have been replaced meanwhile are told nothing of it.
+        """
+        if (known := self.bases.get(key)) is not None and known.factors is bases:
             self.bases[key] = replace(known, measured=Measured.known(lost))
 
     def _served(self, known: Bases) -> tuple[bool, bool]:

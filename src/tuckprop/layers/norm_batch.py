@@ -216,7 +216,7 @@ def _from_input(
     """Return the gradients from the input itself."""
     if ctx.training and _served(grad, x, weight):
         return _native_backward(grad, ctx.owns_gradient, x, weight, mean, spread, mask)
-    if ctx.training and _gpu_served(grad):
+    if ctx.training and _gpu_served(grad) and _gpu_served(x):
         return _gpu_backward(grad, ctx.owns_gradient, (x, None, mean, spread), weight, spread, mask)
     statistics = (None, None, mean, spread) if ctx.training else (mean, spread, None, None)
     gradients = _aten.native_batch_norm_backward(grad, x, weight, *statistics, ctx.training, ctx.eps, mask)

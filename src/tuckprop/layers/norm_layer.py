@@ -47,7 +47,7 @@ class FactoredLayerNorm(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of input, weight and bias, by PyTorch's own backward."""
+        """Return the gradients of input, weight and bias, by PyTorch's own backward or a kernel on a GPU."""
         weight, bias, mean, invstd, *tensors = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
         if not tensors:

@@ -2,8 +2,9 @@
 
 Index legend, one spatial axis: m output positions, k taps. Tap k of the window at m reads m * stride + k * dilation -
 padding. Flat over the axes that is base[m] + offset[k], so PyTorch's index of the maximum, less the base, is one of the
-window's few offsets, and its number among them is kept. PyTorch picks the maximum and spreads the gradient, so ties,
-NaN and overlapping windows are its own. Planes are taken a few at a time: the 64-bit indices never exist all at once.
+window's few offsets, and its number among them is kept. Compiled kernels pick the maximum by PyTorch's rules for ties
+and NaN, and spread the gradient; where none serves, PyTorch does both, a few planes at a time, so that its 64-bit
+indices never exist all at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +160,8 @@ class PositionMaxPool(torch.autograd.Function):
         offsets = _offsets(window.kernel, window.dilation, sizes)
         ctx.window, ctx.shape, ctx.offsets = window, x.shape, offsets
         positions = torch.empty(y.numel(), dtype=torch.uint8, device=x.device)
-        ctx.kernels = _kernels(x) if ctx.format == torch.contiguous_format and _counts_taps(window, sizes) else None
+        planes = ctx.format == torch.contiguous_format and _counts_taps(window, sizes)
+        ctx.kernels = _kernels(x, prod(window.kernel)) if planes else None
         if ctx.kernels is not None:
             ctx.kernels.max_pool(x, y, positions, window[:4])
             ctx.save_for_backward(pack_codes(positions, _bits_for(len(offsets))))
@@ -203,11 +205,11 @@ class PositionMaxPool(torch.autograd.Function):
         return result, None
 
 
-def _kernels(x: Tensor) -> Any:
-    """Return the module whose compiled kernels pool planes such as those of `x`, if there is one."""
+def _kernels(x: Tensor, taps: int) -> Any:
+    """Return the module whose compiled kernels pool planes such as those of `x` by so many taps, if there is one."""
     if native.serves(x):
         return native
-    if gpu.serves(x):
+    if taps <= gpu.MOST_TAPS and gpu.serves(x):
         from tuckprop.gpu import max_pool
 
         return max_pool
