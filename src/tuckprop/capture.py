@@ -154,7 +154,7 @@ class _Captures:
             # No second forward of a block that is checkpointed, no transform, no hooks on saved tensors.
             and torch._C._current_graph_task_id() == -1
             and torch._C._functorch.peek_interpreter_stack() is None
-            and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+            and not _has_saved_tensors_hooks()
         )
 
     @uncompiled
@@ -230,6 +230,12 @@ def _device(model: nn.Module) -> torch.device | None:
 
 def _is_capturing() -> bool:
     return torch.cuda.is_current_stream_capturing()
+
+
+def _has_saved_tensors_hooks() -> bool:
+    """Say whether hooks on saved tensors are set, where PyTorch can tell: from 2.8 on."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(False) is not None
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
