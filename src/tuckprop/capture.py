@@ -107,7 +107,7 @@ def release(model: nn.Module) -> nn.Module:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    return type(model).__name__ == "FullyShardedDataParallel"
+    return type(model).__name__.startswith(("FSDP", "FullyShardedDataParallel"))
 
 
 class _Captures:
