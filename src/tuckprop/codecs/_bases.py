@@ -1,7 +1,6 @@
 """The bases of one site for one activation size, and what is known of them."""
 
 from dataclasses import dataclass, field
-from math import inf, nan
 
 import torch
 from torch import Tensor
@@ -34,9 +33,7 @@ class Measured:
 
     def lost(self) -> float:
         """Return the share of the energy that was lost; NaN of an activation that was 0, or not finite."""
-        number, kept = self.numbers.read()
-        energy = self.rule.energy(number)
-        return 1 - kept / energy if 0 < energy < inf else nan
+        return self.rule.lost(*self.numbers.read())
 
 
 @dataclass(frozen=True)

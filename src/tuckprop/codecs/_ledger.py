@@ -7,16 +7,13 @@ the graph will leave its numbers, and whoever replays the graph reads all of the
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import inf, nan
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from tuckprop.codecs._recent import Key
 from tuckprop.linalg.energy import Energy
-
-# An activation's sizes without the batch.
-Key = tuple[int, ...]
 
 
 class Replayed(Protocol):
@@ -47,11 +44,6 @@ class Entry:
     energy: Energy
     kept: Tensor
 
-    def lost(self, number: float, kept: float) -> float:
-        """Return the share of the energy that is lost, given both numbers; NaN of an activation that is 0."""
-        energy = self.energy.rule.energy(number)
-        return 1 - kept / energy if 0 < energy < inf else nan
-
 
 @dataclass
 class Ledger:
@@ -72,7 +64,7 @@ class Ledger:
         """Return the share of the energy that each activation lost, given what is in `numbers`."""
         places = [place for same in self._by_type() for place in same]
         found = dict(zip(places, numbers, strict=True))
-        return [entry.lost(found[i, 0], found[i, 1]) for i, entry in enumerate(self.entries)]
+        return [entry.energy.rule.lost(found[i, 0], found[i, 1]) for i, entry in enumerate(self.entries)]
 
     def _by_type(self) -> list[dict[tuple[int, int], Tensor]]:
         """Return the numbers by their place, those of one type in one dictionary."""

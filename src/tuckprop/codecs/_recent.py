@@ -5,6 +5,9 @@ from typing import TypeVar
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
+# An activation's sizes without the batch.
+Key = tuple[int, ...]
+
 # Sizes that a site has state for, at most.
 MOST_SIZES = 8
 

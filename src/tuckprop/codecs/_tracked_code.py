@@ -13,7 +13,7 @@ from torch import Tensor
 from tuckprop.codecs._base import Packed
 from tuckprop.codecs._coded import CodedPacked
 from tuckprop.codecs._half import HalfPacked
-from tuckprop.codecs._recent import Recent
+from tuckprop.codecs._recent import Key, Recent
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.linalg.basis import check_energy, sum_of_squares
 from tuckprop.linalg.bits import CODE_BITS, packed_bytes
@@ -29,9 +29,6 @@ _LEAST_CODED = 1 << 14
 # Of the bytes of core and factors, so many are worth giving up for what factors save in the product with a gradient:
 # time. A norm has no such product.
 _FACTORS_SERVE = 2 / 3
-
-# An activation's sizes without the batch.
-Key = tuple[int, ...]
 
 
 def least_loss(epsilon: float) -> float:
@@ -158,4 +155,4 @@ def _coded(x: Tensor, codes: Tensor, levels: Tensor, known: CodeInUse) -> CodedP
     return CodedPacked(codes, levels, (tuple(x.shape), x.stride(), x.dtype, known.code.bits, counted(x.shape, ranks)))
 
 
-__all__ = ["CodeInUse", "CodeTracker", "Key", "least_loss"]
+__all__ = ["CodeInUse", "CodeTracker", "least_loss"]

@@ -17,9 +17,9 @@ from tuckprop.codecs._bases import Bases, Measured
 from tuckprop.codecs._half import HalfPacked, halves, rounded
 from tuckprop.codecs._ledger import open_ledger
 from tuckprop.codecs._new_bases import each_basis
-from tuckprop.codecs._recent import Recent
+from tuckprop.codecs._recent import Key, Recent
 from tuckprop.codecs._recomputation import Recomputation
-from tuckprop.codecs._tracked_code import CodeTracker, Key, least_loss
+from tuckprop.codecs._tracked_code import CodeTracker, least_loss
 from tuckprop.codecs._tucker import Parts, TuckerPacked, in_order
 from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon

@@ -1,6 +1,7 @@
 """The energy (sum of squares) of a tensor: a number that the device has, which the host reads when it likes."""
 
 from dataclasses import dataclass
+from math import inf, nan
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Rule:
             return number
         share = 1 - self.eps * number * number
         return 0.0 if share <= _ROUNDING else self.elements * share
+
+    def lost(self, number: float, kept: float) -> float:
+        """Return the share of the energy that is lost where so much is kept; NaN where there is none, or no end of it."""
+        energy = self.energy(number)
+        return 1 - kept / energy if 0 < energy < inf else nan
 
 
 @dataclass(frozen=True)
