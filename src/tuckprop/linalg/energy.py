@@ -33,7 +33,7 @@ class Rule:
         return 0.0 if share <= _ROUNDING else self.elements * share
 
     def lost(self, number: float, kept: float) -> float:
-        """Return the share of the energy that is lost where so much is kept; NaN where there is none, or no end of it."""
+        """Return the share of the energy that is lost where so much is kept; NaN of a tensor of 0, or not finite."""
         energy = self.energy(number)
         return 1 - kept / energy if 0 < energy < inf else nan
 
