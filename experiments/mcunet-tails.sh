@@ -17,6 +17,10 @@ python "$(dirname "$0")/mcunet_tails.py" --data-path "$data" --weights "$weights
 # Accuracy at HOSVD's bytes: all seeds.
 python "$(dirname "$0")/mcunet_tails.py" --data-path "$data" --weights "$weights" --out "$out" --seeds "$@" \
   --last 4 8 --methods plain hosvd:0.8 deflated_hosvd:0.94 recomputed_hosvd8:0.999 subspace:0.8
+# Ten epochs in place of two, in a folder of their own.
+python "$(dirname "$0")/mcunet_tails.py" --data-path "$data" --weights "$weights" --out "$out-ten-epochs" \
+  --seeds "$first" --last 8 16 --steps 6250 --validate-every 1250 \
+  --methods plain subspace:0.8 recomputed_hosvd8:0.999 hosvd:0.8
 # All layers: the first seed.
 for method in plain hosvd:--epsilon:0.8 hosvd8:--epsilon:0.999:--recompute subspace:--epsilon:0.8 svd:--epsilon:0.8 \
   gradient_filter:--patch:2 gradient_filter:--patch:4 gradient_filter:--patch:7; do
