@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from turns import Settings, write_record
 
-from tuckprop.layers import Twin
+from tuckprop.layers import trackers
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Options(Settings):
 
 def refreshes(training: Training) -> int:
     """Return how often bases were computed so far, at all sites."""
-    trackers = [m._site.tracker for m in training.model.modules() if isinstance(m, Twin)]
-    return sum(getattr(tracker, "refreshes", 0) for tracker in trackers)
+    return sum(getattr(tracker, "refreshes", 0) for tracker in trackers(training.model))
 
 
 def main() -> None:

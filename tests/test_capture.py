@@ -1,12 +1,11 @@
 """Captured training is training: same outputs, same gradients, and bases that are replaced where they do not serve."""
 
 import copy
-import importlib
 import inspect
 import itertools
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,74 +14,17 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import tuckprop
+from tests.capturing import Place, Simulated
 from tests.cases import decaying
 from tests.codecs.test_subspace import similar
 from tuckprop import ASI, Dense, Subspace
-from tuckprop.codecs import _half, _new_bases, asi, subspace
 from tuckprop.codecs._ledger import Entry, Ledger, open_ledger, opened
 from tuckprop.errors import ConfigError, UnsupportedError
 from tuckprop.graphs import Graphs
-from tuckprop.layers import Twin
-from tuckprop.linalg import orthonormal
+from tuckprop.layers import trackers
 from tuckprop.linalg.energy import Energy, Rule
 
 SHAPE = (16, 8, 12, 12)
-
-# The module: the package's attribute of this name is the function.
-capturing: Any = importlib.import_module("tuckprop.capture")
-
-
-class Place:
-    """A GPU, on which steps are captured.
-
-    Attributes:
-        device: Where.
-    """
-
-    device = torch.device("cuda")
-
-    def capture(self, model: nn.Module, patience: int = 16) -> nn.Module:
-        """Take a model there, and capture it."""
-        return tuckprop.capture(model.to(self.device), patience=patience)
-
-
-class Simulated(Place):
-    """A CPU that acts as a GPU to trackers, and whose recorder runs a function again where a GPU would replay it.
-
-    What a graph would have fixed is computed anew; which steps are captured and replayed, and what comes of it, is the
-    same.
-    """
-
-    device = torch.device("cpu")
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.recording = False
-        for module in (asi, subspace, orthonormal, _half, _new_bases):
-            patch.setattr(module, "waiting_costs", lambda device: True)
-        for module in (asi, subspace):
-            patch.setattr(module, "capturing", lambda device: self.recording)
-        patch.setattr(capturing, "_is_capturing", lambda: self.recording)
-        patch.setattr(capturing, "_device", lambda model: self.device)
-        patch.setattr(capturing, "Recorder", lambda device: self)
-
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Run a function as if it were captured, and return what replays it."""
-
-        def replay() -> None:
-            self.recording = True
-            try:
-                with torch.enable_grad():
-                    run()
-            finally:
-                self.recording = False
-
-        replay()
-        return replay
-
-    def capture(self, model: nn.Module, patience: int = 16) -> nn.Module:
-        """Capture a model, wherever it is."""
-        model.forward = capturing._Captures(model, None, patience)  # type: ignore[method-assign]
-        return model
 
 
 @pytest.fixture(
@@ -117,7 +59,7 @@ def batches(count: int, seed: int = 0, turn: float = 0.01) -> Iterator[Tensor]:
 
 
 def trackers_of(model: nn.Module) -> list[Any]:
-    return [m._site.tracker for m in model.modules() if isinstance(m, Twin) and m._site.tracker is not None]
+    return list(trackers(model))
 
 
 def captured_in(model: nn.Module) -> list[Graphs | None]:
@@ -150,6 +92,12 @@ def test_a_model_on_a_cpu_is_refused() -> None:
 def test_a_patience_out_of_range_is_refused(patience: Any) -> None:
     with pytest.raises(ConfigError, match="patience"):
         tuckprop.capture(network(), patience=patience)
+
+
+@pytest.mark.parametrize("function", [tuckprop.capture, tuckprop.release])
+def test_what_is_no_module_is_refused(function: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model=\.\.\.\): expected a torch.nn.Module, got str"):
+        function("model")
 
 
 def test_a_model_that_is_not_captured_is_not_released() -> None:

@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_flatten
 
 from tuckprop.codecs._recent import Recent
 from tuckprop.errors import ConfigError, UnsupportedError
-from tuckprop.graphs import Graphs, Plain, Recorder, is_constant
-from tuckprop.layers import Twin
+from tuckprop.graphs import Graphs, Plain, Recorder, autocast_dtype, is_constant
+from tuckprop.layers import Twin, require_module, trackers
 from tuckprop.layers._uncompiled import uncompiled
+from tuckprop.linalg.lagged import capturing
 
 log = logging.getLogger("tuckprop")
 
@@ -64,20 +65,20 @@ def capture(model: nn.Module, *, patience: int = 16) -> nn.Module:
         `model`.
 
     Raises:
-        ConfigError: `patience` is negative, or `model` is captured already.
+        ConfigError: `model` is no module or captured already, or `patience` is negative.
         UnsupportedError: `model` has no parameters, is not on one CUDA device, is a wrapper that works on gradients
             itself, or has a byte budget, which is kept by choosing anew between steps.
     """
+    require_module(model, "capture")
     if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
         raise ConfigError(f"capture(patience=...): expected an integer of at least 0, got {patience!r}")
     if isinstance(model.__dict__.get("forward"), _Captures):
         raise ConfigError("capture: this model is captured already; tuckprop.release(model) undoes it")
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or _is_sharded(model):
         kind = type(model).__name__
-        raise UnsupportedError(f"capture: {kind} works on gradients itself; capture the module inside before")
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    if not any(True for _ in model.parameters()):
-        devices = set()
+        raise UnsupportedError(f"capture: {kind} works on gradients itself; capture the module inside it beforehand")
+    parameters = list(model.parameters())
+    devices = {tensor.device for tensor in (*parameters, *model.buffers())} if parameters else set()
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
         found = ", ".join(sorted(map(str, devices))) or "no parameters"
         raise UnsupportedError(f"capture: expected a model on one CUDA device, got {found}; call model.cuda() first")
@@ -94,8 +95,9 @@ def release(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        ConfigError: `model` is not captured.
+        ConfigError: `model` is no module, or not captured.
     """
+    require_module(model, "release")
     captures = model.__dict__.get("forward")
     if not isinstance(captures, _Captures):
         raise ConfigError("release: this model is not captured")
@@ -132,7 +134,10 @@ class _Captures:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward."""
-        return self._step(args, kwargs) if self._may_replay() else self._plain(*args, **kwargs)
+        device = _device(self.model)
+        if device is None or not self._may_replay(device):
+            return self._plain(*args, **kwargs)
+        return self._step(device, args, kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle no graph: it belongs to its process, and to this model's memory."""
@@ -142,14 +147,12 @@ class _Captures:
         """Start without graphs."""
         self.__init__(**state)  # type: ignore[misc]
 
-    def _may_replay(self) -> bool:
-        """Say whether this is an ordinary training step on a GPU, of which nobody watches the parts."""
-        device = _device(self.model)
+    def _may_replay(self, device: torch.device) -> bool:
+        """Say whether this is an ordinary training step, of which nobody watches the parts."""
         return (
-            device is not None
-            and self.model.training
+            self.model.training
             and torch.is_grad_enabled()
-            and not _is_capturing()
+            and not capturing(device)
             and not torch.compiler.is_compiling()
             # No second forward of a block that is checkpointed, no transform, no hooks on saved tensors.
             and torch._C._current_graph_task_id() == -1
@@ -158,11 +161,10 @@ class _Captures:
         )
 
     @uncompiled
-    def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _step(self, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a forward in training: replayed, where it is captured and still serves."""
-        device = _device(self.model)
         leaves, spec = tree_flatten((args, kwargs))
-        if device is None or not all(_is_plain_tensor(leaf, device) or is_constant(leaf) for leaf in leaves):
+        if not all(_is_plain_tensor(leaf, device) or is_constant(leaf) for leaf in leaves):
             return self._plain(*args, **kwargs)
         with _on(device):
             key = self._key(leaves, spec)
@@ -184,17 +186,15 @@ class _Captures:
 
     def _key(self, leaves: list[Any], spec: Any) -> Hashable:
         """Return all that a graph depends on."""
-        autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         memory = (
             (t.data_ptr(), t.shape, t.dtype, t.requires_grad) for t in (*self.model.parameters(), *self.model.buffers())
         )
         modules = ((type(module), module.training) for module in self.model.modules())
-        return *map(_looks, leaves), str(spec), autocast, *memory, *modules
+        return *map(_looks, leaves), str(spec), autocast_dtype(), *memory, *modules
 
     def _is_quiet(self, key: Hashable) -> bool:
         """Say whether bases have stayed for some calls of this kind."""
-        trackers = [m._site.tracker for m in self.model.modules() if isinstance(m, Twin)]
-        refreshes = sum(getattr(tracker, "refreshes", 0) for tracker in trackers)
+        refreshes = sum(getattr(tracker, "refreshes", 0) for tracker in trackers(self.model))
         quiet = self._quiet.get(key, 0)
         self._quiet[key] = quiet + 1 if refreshes == self._refreshes or quiet >= _QUIET else 0
         self._refreshes = refreshes
@@ -226,10 +226,6 @@ def _device(model: nn.Module) -> torch.device | None:
     """Return the GPU that the model is on, if it is on one."""
     parameter = next(model.parameters(), None)
     return parameter.device if parameter is not None and parameter.is_cuda else None
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_current_stream_capturing()
 
 
 def _has_saved_tensors_hooks() -> bool:

@@ -10,7 +10,7 @@ from tuckprop.errors import ConfigError
 from tuckprop.layers import Site, Twin, find_twin, load_twins_for
 from tuckprop.layers._allowance import Allowance
 from tuckprop.layers._held import NoteInputs
-from tuckprop.layers._twin import become_plain, become_twin
+from tuckprop.layers._twin import become_plain, become_twin, require_module
 from tuckprop.plan import CodecChoice, Plan, Select, choose_sites, decide, names_before, refuse_converted
 
 
@@ -58,8 +58,7 @@ def settle(
     model: nn.Module, codec: CodecChoice | Plan, *, last: int | None, select: Select | None, pointwise: bool
 ) -> Plan:
     """Return the plan that the arguments give or ask for, checked against the model."""
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"convert(model=...): expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(model, "convert")
     if not isinstance(codec, Plan):
         return decide(model, codec, last=last, select=select, pointwise=pointwise)
     if last is not None or select is not None or not pointwise:

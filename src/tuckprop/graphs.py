@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tuckprop.codecs._ledger import Ledger, opened
 from tuckprop.errors import UnsupportedError
-from tuckprop.layers import Twin
+from tuckprop.layers import trackers
 from tuckprop.layers._held import NoteInputs
 from tuckprop.linalg.lagged import Lagged
 
@@ -119,7 +119,7 @@ class Graphs:
     """
 
     def __init__(self, plain: Plain, leaves: list[Any], spec: Any, recorder: Recorder) -> None:
-        self._plain, self._given, self._autocast = plain, spec, _autocast()
+        self._plain, self._given, self._autocast = plain, spec, autocast_dtype()
         self._inputs = [_copy(leaf) for leaf in leaves]
         self._held = _own_bases(plain)
         # Their own tensors in the same memory: what accumulates a parameter's gradient belongs to the stream of a step.
@@ -258,9 +258,8 @@ def _own_bases(plain: nn.Module) -> list[Tensor]:
         own.append(tensor.clone())
         return own[-1]
 
-    for module in plain.modules():
-        if isinstance(module, Twin) and module._site.tracker is not None:
-            module._site.tracker.apply(copied)
+    for tracker in trackers(plain):
+        tracker.apply(copied)
     return own
 
 
@@ -270,7 +269,8 @@ def _copy(leaf: Any) -> Any:
     return torch.empty_like(leaf).copy_(leaf.detach()).requires_grad_(leaf.requires_grad)
 
 
-def _autocast() -> torch.dtype | None:
+def autocast_dtype() -> torch.dtype | None:
+    """Return what autocast casts to on a GPU, or None where it is off."""
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
 
@@ -281,4 +281,4 @@ def _autocast_to(dtype: torch.dtype | None) -> AbstractContextManager[object]:
     return torch.autocast("cuda", dtype or torch.float16, enabled=dtype is not None, cache_enabled=False)
 
 
-__all__ = ["Graphs", "Plain", "Recorder", "is_constant"]
+__all__ = ["Graphs", "Plain", "Recorder", "autocast_dtype", "is_constant"]

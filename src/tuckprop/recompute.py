@@ -9,7 +9,7 @@ from torch import nn
 from tuckprop.codecs import Codec, Dense
 from tuckprop.convert import carry_out, keep_frozen
 from tuckprop.errors import ConfigError
-from tuckprop.layers._twin import Site, become_twin
+from tuckprop.layers._twin import Site, become_twin, require_module
 from tuckprop.layers.recomputed_block import RecomputedBlock, recomputed
 from tuckprop.plan import CodecChoice, chooser, decide, is_compressible
 
@@ -57,8 +57,7 @@ def recompute(
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), block(), block())
         >>> model = tuckprop.recompute(model, tuckprop.HOSVD8(epsilon=0.99), blocks=["1", "2"])
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"recompute(model=...): expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(model, "recompute")
     choose = chooser(codec)
     modules = dict(model.named_modules())
     whole = decide(model, Dense(), last=last)

@@ -228,9 +228,7 @@ class SubspaceTracker:
 
     def limits(self, key: Key) -> tuple[float, float]:
         """Return the least and the most of the energy that bases of activations of this size should lose."""
-        known = self.bases[key]
-        least = least_loss(self.epsilon)
-        return _NEEDLESS * known.expected if _NEEDLESS * known.expected > least else 0.0, self._most(known)
+        return self._least(self.bases[key]), self._most(self.bases[key])
 
     def replayed(self, key: Key, bases: Mapping[int, Tensor], lost: float) -> None:
         """Note that activations of this size were packed with these bases, the last of which lost this share.
@@ -251,11 +249,15 @@ class SubspaceTracker:
 
     def _fits(self, lost: float, known: Bases) -> bool:
         """Say whether bases still do what they did when they were computed, neither worse nor needlessly better."""
-        return not self._misses(lost, known) and max(lost, least_loss(self.epsilon)) >= _NEEDLESS * known.expected
+        return not self._misses(lost, known) and max(lost, 0.0) >= self._least(known)
 
     def _misses(self, lost: float, known: Bases) -> bool:
         """Say whether bases lose more than they may."""
         return lost > self._most(known)
+
+    def _least(self, known: Bases) -> float:
+        least = _NEEDLESS * known.expected
+        return least if least > least_loss(self.epsilon) else 0.0
 
     def _most(self, known: Bases) -> float:
         return (1 + self.slack) * max(known.lost, least_loss(self.epsilon))

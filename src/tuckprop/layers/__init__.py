@@ -19,7 +19,17 @@ from tuckprop.layers import (
     smooth,
 )
 from tuckprop.layers._third_party import load_twins_for
-from tuckprop.layers._twin import PackEvent, Site, Twin, all_twins, find_twin, observe, twin_of
+from tuckprop.layers._twin import (
+    PackEvent,
+    Site,
+    Twin,
+    all_twins,
+    find_twin,
+    observe,
+    require_module,
+    trackers,
+    twin_of,
+)
 
 __all__ = [
     "PackEvent",
@@ -44,6 +54,8 @@ __all__ = [
     "observe",
     "pool",
     "rectifier",
+    "require_module",
     "smooth",
+    "trackers",
     "twin_of",
 ]

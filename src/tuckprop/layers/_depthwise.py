@@ -36,12 +36,15 @@ def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) ->
     return worth and _possible(x, shape, weight, geometry)
 
 
+def works_on_planes(shape: Size, weight: Tensor, geometry: Geometry) -> bool:
+    """Say whether this is a depthwise convolution over planes, one kernel a channel, that kernels of our own know."""
+    one_each = geometry.groups == shape[1] == weight.shape[0]
+    return len(geometry.kernel) == 2 and one_each and not geometry.transposed and not geometry.pads_explicitly
+
+
 def _possible(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     return (
-        len(geometry.kernel) == 2
-        and geometry.groups == shape[1] == weight.shape[0]
-        and not geometry.transposed
-        and not geometry.pads_explicitly
+        works_on_planes(shape, weight, geometry)
         and prod(geometry.kernel) <= native.MOST_TAPS
         and type(x) in {Tensor, nn.Parameter}
         and x.is_contiguous()
@@ -61,23 +64,19 @@ def output(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -
         )
     ]
     y = x.new_empty(*x.shape[:2], *sizes)
-    native.depthwise(x, weight.contiguous(), bias, y, _window(geometry))
+    native.depthwise(x, weight.contiguous(), bias, y, geometry.window)
     return y
 
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry) -> Tensor:
     """Return the gradient of an input of this shape from that of the output, [b, c, m, n]."""
     out = grad.new_empty(shape)
-    native.depthwise_input(grad, weight.contiguous(), out, _window(geometry))
+    native.depthwise_input(grad, weight.contiguous(), out, geometry.window)
     return out
 
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Return the gradient of the weight [c, 1, k, l] from input [b, c, h, v] and output gradient [b, c, m, n]."""
     out = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    native.depthwise_weight(x, grad.contiguous(), out, _window(geometry))
+    native.depthwise_weight(x, grad.contiguous(), out, geometry.window)
     return out
-
-
-def _window(geometry: Geometry) -> tuple[tuple[int, ...], ...]:
-    return geometry.kernel, geometry.stride, geometry.implicit, geometry.dilation

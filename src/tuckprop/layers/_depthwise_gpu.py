@@ -9,6 +9,7 @@ from math import prod
 from torch import Size, Tensor
 
 from tuckprop import gpu
+from tuckprop.layers._depthwise import works_on_planes
 from tuckprop.layers._geometry import Geometry
 
 
@@ -23,10 +24,7 @@ def serves(grad: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> boo
     """
     return (
         grad.is_cuda
-        and len(geometry.kernel) == 2
-        and geometry.groups == shape[1] == weight.shape[0]
-        and not geometry.transposed
-        and not geometry.pads_explicitly
+        and works_on_planes(shape, weight, geometry)
         and grad.is_contiguous()
         and gpu.serves(grad)
         and prod(shape) < gpu.MOST_ELEMENTS
@@ -43,7 +41,7 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry
     from tuckprop.gpu import depthwise
 
     out = grad.new_empty(shape)
-    depthwise.input_gradient(grad, weight.contiguous(), out, _window(geometry))
+    depthwise.input_gradient(grad, weight.contiguous(), out, geometry.window)
     return out
 
 
@@ -51,8 +49,4 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry)
     """Return the gradient of the weight [c, 1, k, l] from input [b, c, h, v] and output gradient [b, c, m, n]."""
     from tuckprop.gpu import depthwise
 
-    return depthwise.weight_gradient(x.contiguous(), grad, _window(geometry)).to(weight.dtype)
-
-
-def _window(geometry: Geometry) -> tuple[tuple[int, ...], ...]:
-    return geometry.kernel, geometry.stride, geometry.implicit, geometry.dilation
+    return depthwise.weight_gradient(x.contiguous(), grad, geometry.window).to(weight.dtype)

@@ -49,6 +49,11 @@ class Geometry:
         return tuple((p[0] - i, p[1] - i) for p, i in zip(self.padding, self.implicit, strict=True))
 
     @property
+    def window(self) -> tuple[tuple[int, ...], ...]:
+        """Kernel, stride, implicit padding and dilation, as compiled kernels take them."""
+        return self.kernel, self.stride, self.implicit, self.dilation
+
+    @property
     def pads_explicitly(self) -> bool:
         """Whether `explicit` is not all zero."""
         return any(before or after for before, after in self.explicit)

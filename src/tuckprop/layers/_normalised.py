@@ -88,6 +88,13 @@ def kept(ctx: Any, tensors: Sequence[Tensor]) -> Packed | None:
     return packed
 
 
+def room_for(grad: Tensor, owned: bool, wanted: bool) -> Tensor | None:
+    """Return where to write the gradient of the input: over that of the output, if it is owned; None if not wanted."""
+    if not wanted:
+        return None
+    return grad if owned else torch.empty_like(grad)
+
+
 def work_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of statistics of `x`: float32 for half precision."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -185,6 +185,23 @@ class Twin(nn.Module):
         return None
 
 
+def require_module(model: nn.Module, caller: str) -> None:
+    """Check what a function of this name was given.
+
+    Raises:
+        ConfigError: It is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{caller}(model=...): expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def trackers(model: nn.Module) -> Iterator[Tracker]:
+    """Yield what every site of a model carries from step to step."""
+    for module in model.modules():
+        if isinstance(module, Twin) and module._site.tracker is not None:
+            yield module._site.tracker
+
+
 _T = TypeVar("_T", bound=type[Twin])
 _twins: dict[tuple[type[nn.Module], type[Codec]], type[Twin]] = {}
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tuckprop import gpu, native
 from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, saves, work_dtype
+from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, room_for, saves, work_dtype
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._one_factor import dense_gradient, one_factor, rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
@@ -269,9 +269,7 @@ def _native_backward(
     grad: Tensor, owned: bool, x: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, mask: list[bool]
 ) -> Gradients:
     """Run the compiled kernel, for training statistics."""
-    out = None
-    if mask[0]:
-        out = grad if owned else torch.empty_like(grad)
+    out = room_for(grad, owned, mask[0])
     grad_weight, grad_bias = native.batch_norm_backward(grad, x, weight, mean, invstd, out)
     return [out, grad_weight if mask[1] else None, grad_bias if mask[2] else None]
 
@@ -304,9 +302,7 @@ def _gpu_backward(
     """Run the kernels for a GPU, for training statistics; `source` is what they call `Normalised`."""
     from tuckprop.gpu import batch_norm as kernels
 
-    out = None
-    if mask[0]:
-        out = grad if owned else torch.empty_like(grad)
+    out = room_for(grad, owned, mask[0])
     scale = (invstd if weight is None else weight * invstd).float()
     products, sums = kernels.backward(grad, kernels.Normalised(*source), scale, out)
     dtype = invstd.dtype if weight is None else weight.dtype

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tuckprop import gpu
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, saves
+from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, room_for, saves
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Site, Twin, twin_of
 
@@ -83,9 +83,7 @@ def _gpu_backward(
     """Run the kernel for a GPU; `statistics` are mean and scale of each row of `x`, and what scales its gradient."""
     from tuckprop.gpu import layer_norm as kernels
 
-    out = None
-    if mask[0]:
-        out = grad if owned else torch.empty_like(grad)
+    out = room_for(grad, owned, mask[0])
     rows = (-1, weight.numel())
     mean, scale, deviation = (statistic.reshape(-1).float() for statistic in statistics)
     written = None if out is None else out.view(rows)

@@ -35,7 +35,8 @@ class Rule:
     def lost(self, number: float, kept: float) -> float:
         """Return the share of the energy that is lost where so much is kept; NaN of a tensor of 0, or not finite."""
         energy = self.energy(number)
-        return 1 - kept / energy if 0 < energy < inf else nan
+        # Rounding loses nothing; of the two, NaN comes first.
+        return max(1 - kept / energy, 0.0) if 0 < energy < inf else nan
 
 
 @dataclass(frozen=True)

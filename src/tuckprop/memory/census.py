@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuckprop.errors import ConfigError
-from tuckprop.layers import Twin
+from tuckprop.layers import trackers
 
 
 class _Births(TorchDispatchMode):
@@ -71,9 +71,8 @@ def _carried(model: nn.Module) -> dict[int, StorageWeakRef]:
         found[storage._cdata] = StorageWeakRef(storage)
         return tensor
 
-    for module in model.modules():
-        if isinstance(module, Twin) and module._site.tracker is not None:
-            module._site.tracker.apply(note)
+    for tracker in trackers(model):
+        tracker.apply(note)
     return found
 
 
