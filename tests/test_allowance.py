@@ -3,15 +3,17 @@
 import copy
 import itertools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tuckprop
-from tuckprop import HOSVD, SVD, Subspace
+from tuckprop import HOSVD, SVD, Subspace, allocation
 from tuckprop.allocation import Option
 from tuckprop.codecs import Codec
 from tuckprop.layers._allowance import Allowance
@@ -48,13 +50,19 @@ def fleet(count: int) -> tuple[Allowance, list[Site]]:
 
 MODEL = nn.Identity()
 
+factors = st.lists(st.floats(0.3, 3), min_size=20, max_size=20)
 
-def forward(allowance: Allowance, sites: list[Site], weather: float, elements: int = 1000) -> float:
-    """Run one forward; return what is held over the budget."""
+
+def forward(allowance: Allowance, sites: list[Site], weather: float | Sequence[float], elements: int = 1000) -> float:
+    """Run one forward, in which forms take so many times what settings say, all or each; return held over budget."""
     allowance(MODEL, ())
-    for site in sites:
-        allowance.add(site.name, round(weather * site.nbytes), elements)
-    return (allowance.budget - allowance.form_bytes + sum(allowance.spent.values())) / allowance.budget
+    weathers = weather if isinstance(weather, Sequence) else [weather] * len(sites)
+    for site, factor in zip(sites, weathers, strict=True):
+        tries = 3
+        while not allowance.affords(site.name, round(factor * site.nbytes), elements) and tries:
+            tries -= 1
+        allowance.add(site.name, round(factor * site.nbytes), elements)
+    return (allowance.budget - allowance.form_bytes + allowance.taken) / allowance.budget
 
 
 @pytest.mark.parametrize("weather", [0.4, 0.8, 1.3, 2.5])
@@ -66,6 +74,48 @@ def test_what_is_held_comes_back_to_the_budget(weather: float) -> None:
     settled = [site.changes for site in sites]
     forward(allowance, sites, weather)
     assert [site.changes for site in sites] == settled
+
+
+@given(st.lists(factors, min_size=1, max_size=8))
+def test_no_forward_goes_over_the_budget(weathers: list[list[float]]) -> None:
+    """Not even where every site's form takes three times, or a third, of what it took in the forward before."""
+    allowance, sites = fleet(20)
+    forward(allowance, sites, 1.0)
+    assert all(forward(allowance, sites, weather) <= 1.1 for weather in weathers)
+
+
+@pytest.mark.parametrize("odd", [0, 10, 19])
+def test_one_form_that_grows_is_made_up_for_in_the_same_forward(odd: int) -> None:
+    allowance, sites = fleet(20)
+    for _ in range(3):
+        forward(allowance, sites, 1.0)
+    weather = [8.0 if number == odd else 1.0 for number in range(20)]
+    assert abs(forward(allowance, sites, weather) - 1) <= 0.1
+    assert sites[0].changes == (odd == 0)
+    assert sum(site.changes for site in sites) > 0
+
+
+def test_one_form_that_shrinks_leaves_its_bytes_to_those_behind_it() -> None:
+    allowance, sites = fleet(4)
+    for _ in range(3):
+        forward(allowance, sites, 1.0)
+    assert abs(forward(allowance, sites, [0.2, 0.2, 1.0, 1.0]) - 1) <= 0.1
+    assert [site.changes for site in sites[:2]] == [0, 0]
+    assert sites[2].changes + sites[3].changes
+
+
+def test_what_stays_below_for_lack_of_settings_is_not_run_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowance, sites = fleet(20)
+    for site in sites:
+        allowance.options[site.name] = options()[:4]
+    asked = []
+    monkeypatch.setattr(
+        "tuckprop.layers._allowance.allocate", lambda *given: (asked.append(1), allocation.allocate(*given))[1]
+    )
+    for _ in range(20):
+        forward(allowance, sites, 0.4)
+    # Some forwards ask, and a site does not.
+    assert len(asked) < 20
 
 
 def test_within_the_band_nothing_is_changed() -> None:
@@ -80,8 +130,11 @@ def test_a_small_batch_an_evaluation_and_what_has_no_form_say_nothing() -> None:
     forward(allowance, sites, 1.0)
     for _ in range(5):
         forward(allowance, sites, 0.3, elements=300)
-    forward(allowance, sites, 3.0)
+    allowance(MODEL, ())
     allowance.ignore()
+    for site in sites:
+        assert allowance.affords(site.name, 3 * site.nbytes, 1000)
+        allowance.add(site.name, 3 * site.nbytes, 1000)
     forward(allowance, sites, 1.0)
     with torch.no_grad():
         forward(allowance, sites, 1.0)
@@ -145,6 +198,22 @@ def test_held_bytes_follow_the_budget_through_training(codec: Codec, share: floa
     held = train(model, range(50))
     within = [abs(nbytes / budget - 1) <= 0.1 for nbytes in held]
     assert all(within)
+
+
+@pytest.mark.parametrize(("codec", "least"), [(HOSVD(), 0.1), (SVD(), 0.3)], ids=str)
+def test_a_plan_spends_what_it_is_given(codec: Codec, least: float) -> None:
+    """Also where the first choice turns out to hold a little more than the budget."""
+    model, (images, labels) = network(), batch(0)
+
+    def loss(out: Tensor) -> Tensor:
+        return F.cross_entropy(out, labels)
+
+    plain = tuckprop.measure(model, lambda m: loss(m(images))).held_bytes
+    for share in (least + 0.03 * step for step in range(7)):
+        budget = int(share * plain)
+        converted = tuckprop.convert(network(), tuckprop.plan(model, images, codec, budget=budget, loss_fn=loss))
+        held = tuckprop.measure(converted, lambda m: loss(m(images))).held_bytes
+        assert 0.9 * budget <= held <= budget, share
 
 
 def test_without_it_they_would_not() -> None:

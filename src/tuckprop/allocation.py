@@ -1,5 +1,6 @@
 """Divide bytes between sites of which each has a few settings, so that the summed error is near its least."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,9 @@ class Option:
 def allocate(tables: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option]:
     """Choose one option a site so that bytes stay within the budget and the summed error is near its least.
 
-    A Lagrange multiplier prices a byte the same everywhere; bisection finds the lowest price that the budget affords,
-    and what is left over buys the best single upgrades. Exact on the convex hull of each site's options.
+    Every site starts with its smallest option, and bytes go to the steps along the convex hulls of the sites' options
+    that save the most error a byte, until one does not fit; what is left over buys the best single upgrades. Exact on
+    the hulls.
 
     Args:
         tables: The options of each site, at least one each.
@@ -48,35 +50,45 @@ def allocate(tables: Mapping[str, Sequence[Option]], budget: int) -> dict[str, O
     if least > budget:
         raise ConfigError(f"budget: {budget} bytes are too few; the smallest forms of all sites take {least} bytes")
 
-    def choose(price: float) -> dict[str, Option]:
-        return {
-            site: min(options, key=lambda o: (o.error + price * o.nbytes, o.nbytes)) for site, options in tables.items()
-        }
-
-    def cost(chosen: Mapping[str, Option]) -> int:
-        return sum(option.nbytes for option in chosen.values())
-
-    low, high = 0.0, 1.0
-    if cost(choose(low)) <= budget:
-        return choose(low)
-    while cost(choose(high)) > budget:
-        high *= 4
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if cost(choose(middle)) <= budget else (middle, high)
-    chosen = choose(high)
+    hulls = {site: _hull(options) for site, options in tables.items()}
+    chosen = {site: hull[0] for site, hull in hulls.items()}
+    left = budget - least
+    steps = [(_gain(*step), site, *step) for site, hull in hulls.items() for step in itertools.pairwise(hull)]
+    # Along a hull gains fall, so that each site's steps stay in order.
+    for _, site, before, after in sorted(steps, key=lambda step: -step[0]):
+        left -= after.nbytes - before.nbytes
+        if left < 0:
+            break
+        chosen[site] = after
     while True:
-        spare = budget - cost(chosen)
+        spare = budget - sum(option.nbytes for option in chosen.values())
         upgrades = [
-            ((chosen[site].error - o.error) / max(1, o.nbytes - chosen[site].nbytes), site, o)
+            (_gain(chosen[site], option), site, option)
             for site, options in tables.items()
-            for o in options
-            if o.error < chosen[site].error and o.nbytes - chosen[site].nbytes <= spare
+            for option in options
+            if option.error < chosen[site].error and option.nbytes - chosen[site].nbytes <= spare
         ]
         if not upgrades:
             return chosen
         _, site, option = max(upgrades, key=lambda upgrade: upgrade[0])
         chosen[site] = option
+
+
+def _gain(before: Option, after: Option) -> float:
+    """Return the error that a byte saves."""
+    return (before.error - after.error) / max(1, after.nbytes - before.nbytes)
+
+
+def _hull(options: Sequence[Option]) -> list[Option]:
+    """Return the options on the lower convex hull of error over bytes, from the smallest on to the least error."""
+    hull: list[Option] = []
+    for option in sorted(options, key=lambda option: (option.nbytes, option.error)):
+        if hull and option.error >= hull[-1].error:
+            continue
+        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
 
 
 __all__ = ["Option", "allocate"]

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuckprop.allocation import Option, allocate
+from tuckprop.allocation import allocate
 from tuckprop.budget import example_loss, parse_bytes, tabulate
 from tuckprop.codecs import Codec, Dense
 from tuckprop.convert import carry_out, keep_frozen, settle, thaw, unconvert
 from tuckprop.errors import ConfigError, TuckpropWarning
 from tuckprop.memory.census import census, untouched
 from tuckprop.plan import CodecChoice, Plan, Select, is_compressible
+
+# Share of a budget to aim at and that is near enough, and how often what is held is measured to come nearer.
+_AIM, _NEAR = 0.98, 0.95
+_ROUNDS = 6
 
 
 def plan(
@@ -118,7 +122,7 @@ def _held_converted(model: nn.Module, example: Any, decided: Plan) -> tuple[dict
     allowance = carry_out(model, replace(decided, budget=0, form_bytes=0))
     assert allowance is not None
     try:
-        return _held(model, example, decided, {}), sum(allowance.spent.values())
+        return _held(model, example, decided, {}), allowance.taken
     finally:
         unconvert(model)
 
@@ -138,30 +142,57 @@ def _within(
         tables = tabulate(model, codec, sites, lambda: loss_fn(_run(model, example)))
     finally:
         unconvert(model)
-    smallest = {name: min(options, key=lambda o: o.nbytes) for name, options in tables.items()}
-    rest = sum(_held_converted(model, example, _with_options(decided, smallest))[0].values())
-    rest -= sum(option.nbytes for option in smallest.values())
-    if rest + sum(option.nbytes for option in smallest.values()) > budget:
-        least = rest + sum(option.nbytes for option in smallest.values())
+
+    def spend(limit: int) -> tuple[Plan, int]:
+        """Return the plan in which sites may take so many bytes by their tables, and the bytes that it then holds."""
+        chosen = _with_codecs(decided, {name: option.setting for name, option in allocate(tables, limit).items()})
+        return chosen, sum(_held_converted(model, example, chosen)[0].values())
+
+    least = sum(min(option.nbytes for option in options) for options in tables.values())
+    smallest, held = spend(least)
+    if held > budget:
         raise ConfigError(
-            f"plan(budget=...): {budget} bytes are too few; this model on this batch holds at least {least}"
+            f"plan(budget=...): {budget} bytes are too few; this model on this batch holds at least {held}"
         )
-    # The most that was found to fit.
-    best, best_held = _with_options(decided, smallest), 0
-    # Sites that share a tensor hold it once, so what the sum says is corrected by what is measured.
-    for _ in range(4):
-        chosen = _with_options(decided, allocate(tables, budget - rest))
-        held = sum(_held_converted(model, example, chosen)[0].values())
+    found = _approach(spend, budget, least, smallest, held)
+    return replace(found, sites=tuple(replace(site, options=tuple(tables.get(site.name, ()))) for site in found.sites))
+
+
+def _approach(
+    spend: Callable[[int], tuple[Plan, int]], budget: int, least: int, smallest: Plan, least_held: int
+) -> Plan:
+    """Return, of a few plans, the one that holds the most within the budget.
+
+    Sites that share a tensor hold it once, and settings in between have no measured bytes, so that what tables say is
+    not what is held: limits that hold too little and too much come nearer and nearer.
+
+    Args:
+        spend: Returns a plan for a limit, and the bytes it holds.
+        budget: Bytes that may be held.
+        least: The lowest limit.
+        smallest: Its plan.
+        least_held: What that holds.
+
+    Returns:
+        The plan.
+    """
+    best, best_held, aim = smallest, least_held, int(_AIM * budget)
+    low, low_held, high, high_held = least, least_held, 0, 0
+    limit = least + budget - least_held
+    for _ in range(_ROUNDS):
+        chosen, held = spend(limit)
         if best_held < held <= budget:
             best, best_held = chosen, held
-        if 0.95 * budget <= held <= budget:
+        if held > budget:
+            high, high_held = limit, held
+        else:
+            low, low_held = limit, held
+        if best_held >= _NEAR * budget:
             break
-        rest = min(rest + held - budget, budget - sum(option.nbytes for option in smallest.values()))
-    return replace(best, sites=tuple(replace(site, options=tuple(tables.get(site.name, ()))) for site in best.sites))
-
-
-def _with_options(plan: Plan, options: Mapping[str, Option]) -> Plan:
-    return _with_codecs(plan, {name: option.setting for name, option in options.items()})
+        # Inside of both, as what a limit holds rises by steps.
+        share = min(0.9, max(0.1, (aim - low_held) / (high_held - low_held))) if high else 0.0
+        limit = low + int(share * (high - low)) if high else low + aim - low_held
+    return best
 
 
 def _with_codecs(plan: Plan, codecs: Mapping[str, Codec]) -> Plan:

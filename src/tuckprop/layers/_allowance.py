@@ -1,12 +1,13 @@
 """Keeps what a model holds near its budget while training changes the activations.
 
 A plan measures each site's settings on one batch and chooses between them. Here the bytes that each form really takes
-are noted; where their sum has left the budget, the plan's table is corrected by them and the choice made anew. Numbers
-of elements are read, which the host knows, and nothing else.
+are noted; where their sum has left the budget, the plan's table is corrected by them and the choice made anew. Where a
+forward is about to leave it, the sites that are still to come make up for it, and the one at hand packs again if it is
+over. Numbers of elements are read, which the host knows, and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,12 @@ from tuckprop.layers._uncompiled import uncompiled
 # Shares of the budget: what is aimed at, between what bounds nothing is changed, and beyond what nothing is waited for.
 _AIM, _LOW, _HIGH, _FAR = 0.97, 0.93, 1.02, 1.08
 
-# Forward passes with fewer elements than this share of the largest, such as an epoch's last batch, say nothing.
+# Shares of the budget that a forward may be expected to end with before settings are corrected in it, and how far from
+# what the last correction expected.
+_SHORT, _OVER, _MOVED = 0.94, 1.05, 0.02
+
+# Forward passes with fewer elements than this share of the largest, such as an epoch's last batch, say nothing, and
+# nothing is expected of them.
 _FULL = 0.9
 
 # Forward passes between two choices, at most, where the last one did not help.
@@ -42,6 +48,35 @@ class Adjustable(Protocol):
 
 
 @dataclass
+class Spent:
+    """What a site's forms take in a forward.
+
+    Attributes:
+        nbytes: Bytes of all of them.
+        uses: How many they are.
+        elements: Elements of the activations that they are of.
+    """
+
+    nbytes: int = 0
+    uses: int = 0
+    elements: int = 0
+
+    def add(self, nbytes: int, elements: int) -> None:
+        """Count one more form."""
+        self.nbytes, self.uses, self.elements = self.nbytes + nbytes, self.uses + 1, self.elements + elements
+
+    @property
+    def each(self) -> int:
+        """Bytes of a form, on average."""
+        return self.nbytes // self.uses
+
+    def is_like(self, elements: int) -> bool:
+        """Say whether activations have about as many elements as one of these."""
+        usual = self.elements / self.uses
+        return _FULL * usual <= elements <= usual / _FULL
+
+
+@dataclass
 class Allowance:
     """What a model may hold; a forward pre-hook of the model, and part of each of its sites.
 
@@ -51,8 +86,13 @@ class Allowance:
         sites: Those that have a choice, by name.
         options: Their settings, as the plan measured them.
         chosen: The number of each one's setting.
-        spent: Bytes of the forms of this forward, by site.
-        elements: Elements of the activations that they are of.
+        spent: What the forms of this forward take so far, by site.
+        expected: What they take in the end, by the last forward.
+        ahead: Bytes of that which are still to come.
+        foreseen: Bytes that the model was expected to hold by the last correction in this forward; 0 without one.
+        repacked: The last site of this forward whose form was not afforded.
+        short: Whether the last forward took less than it should.
+        void: Whether no conclusion is to be drawn from this forward.
         largest: Most elements of a forward.
         forwards: Forward passes so far.
         took: What each setting took, and in which forward.
@@ -65,8 +105,13 @@ class Allowance:
     sites: dict[str, Adjustable] = field(default_factory=dict)
     options: dict[str, Sequence[Option]] = field(default_factory=dict)
     chosen: dict[str, int] = field(default_factory=dict)
-    spent: dict[str, int] = field(default_factory=dict)
-    elements: int = 0
+    spent: dict[str, Spent] = field(default_factory=dict)
+    expected: dict[str, Spent] = field(default_factory=dict)
+    ahead: int = 0
+    foreseen: int = 0
+    repacked: str = ""
+    short: bool = False
+    void: bool = False
     largest: int = 0
     forwards: int = 0
     took: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
@@ -81,44 +126,101 @@ class Allowance:
     def add(self, name: str, nbytes: int, elements: int) -> None:
         """Note what a site keeps; nothing that is made again in backward, and so is not held."""
         if torch._C._current_graph_task_id() == -1:
-            self.spent[name] = self.spent.get(name, 0) + nbytes
-            self.elements += elements
+            self.spent.setdefault(name, Spent()).add(nbytes, elements)
+            if name in self.expected:
+                self.ahead = max(0, self.ahead - self.expected[name].each)
+
+    def affords(self, name: str, nbytes: int, elements: int) -> bool:
+        """Say whether a site may keep a form of so many bytes; if not, it has another setting now, to pack again by.
+
+        Where the forward is about to leave the budget, the sites that are still to come get other settings too.
+        """
+        usual = self.expected.get(name)
+        if usual is None or not usual.is_like(elements) or self.void or torch._C._current_graph_task_id() != -1:
+            return True
+        held = self._fixed + self.taken + nbytes + max(0, self.ahead - usual.each)
+        if _SHORT * self.budget <= held <= _OVER * self.budget or abs(held - self.foreseen) < _MOVED * self.budget:
+            return True
+        over = held > _OVER * self.budget
+        # What stays below for lack of larger settings is left to the next forward, which does not ask at every site.
+        if self.short and not over and name != self.repacked:
+            return True
+        waiting = [site for site in self.sites if site in self.expected and site not in self.spent and site != name]
+        again = name in self.sites and name not in self.spent and (over or name == self.repacked or not waiting)
+        if not self._correct(name, nbytes, waiting, again):
+            return True
+        self.repacked = name
+        return False
 
     def ignore(self) -> None:
         """Draw no conclusion from this forward: an activation of it has no form, as one that is not finite."""
-        self.elements = -(2**62)
+        self.void = True
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the forms of this forward so far."""
+        return sum(spent.nbytes for spent in self.spent.values())
+
+    @property
+    def _fixed(self) -> int:
+        """Bytes that the model holds besides forms."""
+        return self.budget - self.form_bytes
 
     @uncompiled
     def __call__(self, model: nn.Module, args: Any) -> None:
         """Start a forward: look at what the one before it took."""
         if not (model.training and torch.is_grad_enabled()) or torch._C._current_graph_task_id() != -1:
             return
-        spent, elements = self.spent, self.elements
-        self.spent, self.elements = {}, 0
-        if elements > 0 and elements >= _FULL * self.largest:
+        spent, void = self.spent, self.void
+        self.spent, self.void, self.foreseen, self.repacked = {}, False, 0, ""
+        elements = sum(site.elements for site in spent.values())
+        if not void and elements and elements >= _FULL * self.largest:
             self.largest = max(self.largest, elements)
+            self.expected = spent
             self._follow(spent)
+        self.ahead = sum(site.nbytes for site in self.expected.values())
 
-    def _follow(self, spent: Mapping[str, int]) -> None:
+    def _follow(self, spent: Mapping[str, Spent]) -> None:
         self.forwards += 1
         for name, number in self.chosen.items():
-            self.took[name][number] = (spent.get(name, 0), self.forwards)
-        held = self.budget - self.form_bytes + sum(spent.values())
+            self.took[name][number] = (spent[name].nbytes if name in spent else 0, self.forwards)
+        held = self._fixed + sum(site.nbytes for site in spent.values())
         self.rest -= 1
-        if _LOW * self.budget <= held <= _HIGH * self.budget:
+        self.short = held < _LOW * self.budget
+        if not self.short and held <= _HIGH * self.budget:
             self.pause = 1
         elif self.rest <= 0 or held > _FAR * self.budget:
             self.rest, self.pause = self.pause, min(_LONGEST, 2 * self.pause)
-            self._choose(spent)
+            others = sum(site.nbytes for name, site in spent.items() if name not in self.sites)
+            self._choose(list(self.sites), others)
 
-    def _choose(self, spent: Mapping[str, int]) -> None:
-        others = sum(nbytes for name, nbytes in spent.items() if name not in self.sites)
-        limit = int(_AIM * self.budget) - (self.budget - self.form_bytes) - others
-        tables = {name: self._corrected(name) for name in self.sites}
+    def _correct(self, name: str, nbytes: int, waiting: Sequence[str], again: bool) -> bool:
+        """Choose anew for what is still to come, with the form at hand of so many bytes; say if that one is to change.
+
+        Args:
+            name: The site at hand.
+            nbytes: Bytes of its form.
+            waiting: Sites with a choice that are still to come.
+            again: Whether the one at hand may be packed again.
+        """
+        ahead = self.ahead - self.expected[name].each - sum(self.expected[site].nbytes for site in waiting)
+        before = self.chosen.get(name)
+        if again:
+            self.took[name][self.chosen[name]] = (nbytes, self.forwards)
+        taken = self.taken + max(0, ahead) + (0 if again else nbytes)
+        self.foreseen = self._fixed + taken + self._choose([*waiting, name] if again else waiting, taken)
+        return self.chosen.get(name) != before
+
+    def _choose(self, names: Sequence[str], others: int) -> int:
+        """Choose settings for these sites, beside so many bytes of forms; return the bytes that they should take."""
+        tables = {name: self._corrected(name) for name in names}
         in_reach = {name: list(table.values()) for name, table in tables.items()}
+        limit = int(_AIM * self.budget) - self._fixed - others
         limit = max(limit, sum(min(option.nbytes for option in table) for table in in_reach.values()))
-        for name, option in allocate(in_reach, limit).items():
-            self._set(name, next(number for number, entry in tables[name].items() if entry is option))
+        chosen = allocate(in_reach, limit)
+        for name, option in chosen.items():
+            self._set(name, next(number for number, entry in tables[name].items() if entry is option), option.nbytes)
+        return sum(option.nbytes for option in chosen.values())
 
     def _corrected(self, name: str) -> dict[int, Option]:
         """Return the settings that a site may change to, with the bytes that they are now expected to take."""
@@ -138,10 +240,16 @@ class Allowance:
             table[other] = replace(option, nbytes=nbytes)
         return table
 
-    def _set(self, name: str, number: int) -> None:
-        if number != self.chosen[name]:
-            self.chosen[name] = number
-            self.sites[name].choose(self.options[name][number])
+    def _set(self, name: str, number: int, nbytes: int) -> None:
+        """Give a site a setting that is expected to take so many bytes."""
+        if number == self.chosen[name]:
+            return
+        self.chosen[name] = number
+        self.sites[name].choose(self.options[name][number])
+        self.took[name][number] = (nbytes, self.forwards)
+        if (usual := self.expected.get(name)) is not None and name not in self.spent:
+            self.ahead += nbytes - usual.nbytes
+            usual.nbytes = nbytes
 
     def state(self) -> dict[str, Any]:
         """Return what was learnt, for a checkpoint: plain values, lists and dictionaries."""
@@ -149,8 +257,9 @@ class Allowance:
             name: [[number, nbytes, when] for number, (nbytes, when) in entries.items()]
             for name, entries in self.took.items()
         }
+        parts = {part: {name: astuple(site) for name, site in getattr(self, part).items()} for part in _PARTS}
         numbers = {name: getattr(self, name) for name in _NUMBERS}
-        return numbers | {"chosen": dict(self.chosen), "spent": dict(self.spent), "took": took}
+        return numbers | parts | {"chosen": dict(self.chosen), "took": took}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned.
@@ -161,11 +270,15 @@ class Allowance:
         if state["chosen"].keys() != self.chosen.keys():
             raise ValueError(f"expected sites {sorted(self.chosen)} in the budget, got {sorted(state['chosen'])}")
         for name, number in state["chosen"].items():
-            self._set(name, number)
+            if number != self.chosen[name]:
+                self.chosen[name] = number
+                self.sites[name].choose(self.options[name][number])
         for name in _NUMBERS:
             setattr(self, name, state[name])
-        self.spent = dict(state["spent"])
+        for part in _PARTS:
+            setattr(self, part, {name: Spent(*numbers) for name, numbers in state[part].items()})
         self.took = {name: {n: (nbytes, when) for n, nbytes, when in rows} for name, rows in state["took"].items()}
 
 
-_NUMBERS = ("elements", "largest", "forwards", "pause", "rest")
+_NUMBERS = ("ahead", "foreseen", "repacked", "short", "void", "largest", "forwards", "pause", "rest")
+_PARTS = ("spent", "expected")

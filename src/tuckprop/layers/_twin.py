@@ -25,6 +25,9 @@ from tuckprop.linalg.standardised import Standardised
 
 log = logging.getLogger("tuckprop")
 
+# How often an activation is packed again, at most, where its form is more than a budget affords.
+_TRIES = 3
+
 
 @dataclass
 class Site:
@@ -61,8 +64,7 @@ class Site:
         choice = Choice(None, x.numel())
         held = holder(x)
         if may_shrink(self.codec, x.shape) and (held is None or (held is Holder.CALLER and _observers)):
-            compress = (self.tracker or self.codec).compress
-            choice = shared(x, self.codec, lambda x: self._choose(x, lambda: compress(x), counts=held is None))
+            choice = shared(x, self.codec, lambda x: self._choose(x, lambda: self._form(x), counts=held is None))
         elif held is None:
             self._count(x, None)
         kept = DensePacked(x) if choice.kept is None or held is not None else choice.kept
@@ -83,6 +85,9 @@ class Site:
     def _choose(self, x: Tensor, compress: Callable[[], Packed], counts: bool) -> Choice:
         try:
             form = compress()
+            tries = _TRIES if counts and self.allowance is not None else 0
+            while tries and not self._affords(x, form):
+                form, tries = compress(), tries - 1
         except (NotFactorableError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             if not self.fallbacks:
                 log.warning("%s: the activation is kept as it is, this time: %s", self.name, error)
@@ -94,6 +99,13 @@ class Site:
         if counts:
             self._count(x, kept)
         return Choice(kept, form.paper_count())
+
+    def _form(self, x: Tensor) -> Packed:
+        return (self.tracker or self.codec).compress(x)
+
+    def _affords(self, x: Tensor, form: Packed) -> bool:
+        assert self.allowance is not None
+        return self.allowance.affords(self.name, min(form.nbytes, plain_bytes(x)), x.numel())
 
     def _count(self, x: Tensor, kept: Packed | None) -> None:
         if self.allowance is not None:
