@@ -1,19 +1,16 @@
-"""Where a data set's files are, and what to do where they are not."""
+"""Where a data set's files are, and what to do where they are not.
 
-import importlib
+The addresses are those that public code uses; none was tried, as this was built without a network. Downloads are tested
+with servers on the same machine.
+"""
+
 import os
-import tarfile
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from tuckprop.errors import ConfigError, DataError
-from tuckprop.zoo._torchvision import import_torchvision
-
-# No torchvision, no network, no permission, a download cut short.
-_FAILURES = (ImportError, ConfigError, OSError, RuntimeError, EOFError, tarfile.TarError, zipfile.BadZipFile)
+from tuckprop.data._archive import Archive
+from tuckprop.data._download import download, moving
+from tuckprop.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,7 @@ class Place:
         inner: The folder that its archives unpack to, perhaps in another.
         marks: Files and folders that must be in there.
         source: What to fetch from where, for error texts.
-        reader: The class in torchvision.datasets that downloads it, if any.
-        arguments: Of that class.
-        archives: Addresses of archives to download and unpack besides. Without them and a reader nothing can be
-            downloaded.
+        archives: The same files, for a download. Without them nothing can be downloaded.
     """
 
     title: str
@@ -37,9 +31,7 @@ class Place:
     inner: str
     marks: tuple[str, ...]
     source: str
-    reader: str | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    archives: tuple[str, ...] = ()
+    archives: tuple[Archive, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -51,7 +43,7 @@ class Place:
 
         Args:
             path: That folder, or one that holds what the archives unpack to. None stands for the user's cache folder,
-                into which torchvision downloads what is not there.
+                into which what is not there is downloaded.
 
         Raises:
             DataError: Files are missing, and cannot be downloaded; the text says what to fetch.
@@ -73,19 +65,13 @@ class Place:
             DataError: They are not there and cannot be downloaded; the text says what to fetch.
         """
         root = self.folder
-        if self._complete(root) is not None:
+        if self._complete(root) is not None and not moving(root):
             return root
-        if self.reader is None and not self.archives:
+        if not self.archives:
             raise DataError(f"{self.title}: nothing is at {root}, and it has to be fetched by hand; {self.help()}")
         try:
-            import_torchvision()
-            root.mkdir(parents=True, exist_ok=True)
-            if self.reader is not None:
-                reader = getattr(importlib.import_module("torchvision.datasets"), self.reader)
-                reader(str(root), download=True, **self.arguments)
-            for address in self.archives:
-                importlib.import_module("torchvision.datasets.utils").download_and_extract_archive(address, str(root))
-        except _FAILURES as error:
+            download(root, self.archives, lambda folder: self._complete(folder) is not None)
+        except (OSError, RuntimeError) as error:  # the latter where a file system has no locks
             raise DataError(f"{self.title}: the download into {root} failed ({error}); {self.help()}") from error
         return root
 

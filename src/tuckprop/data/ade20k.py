@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tuckprop.data._archive import Archive
 from tuckprop.data._base import IGNORED, DataSet, Pictures, datasets
 from tuckprop.data._imagenet_statistics import MEAN, STD
 from tuckprop.data._places import Place
@@ -19,7 +20,12 @@ PLACE = Place(
     inner="ADEChallengeData2016",
     marks=("images/training", "images/validation", "annotations/training", "annotations/validation"),
     source="ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu",
-    archives=("http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",),
+    archives=(
+        Archive(
+            "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+            md5="7328b3957e407ddae1d3cbf487f149ef",
+        ),
+    ),
 )
 
 

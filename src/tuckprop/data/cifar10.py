@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from tuckprop.data._archive import Archive
 from tuckprop.data._base import DataSet, Pictures, datasets
 from tuckprop.data._cifar import SIDE, read_batch
 from tuckprop.data._places import Place
@@ -19,8 +20,9 @@ PLACE = Place(
     inner="cifar-10-batches-py",
     marks=_BATCHES,
     source="cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
-    reader="CIFAR10",
-    arguments={"train": True},
+    archives=(
+        Archive("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", md5="c58f30108f718f92721af3b95e74349a"),
+    ),
 )
 
 
@@ -29,7 +31,7 @@ def read_cifar10(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
 
     Args:
         path: The original Python batches, or the folder that holds theirs, or images as `read_folder` takes them. None
-            downloads the original with torchvision, once, into the user's cache folder.
+            downloads the original, once, into the user's cache folder.
 
     Returns:
         The images, and the names of the classes.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tuckprop.data._archive import Archive
 from tuckprop.data._base import DataSet, Pictures, datasets
 from tuckprop.data._cifar import read_batch
 from tuckprop.data._pickles import read_pickle
@@ -16,8 +17,9 @@ PLACE = Place(
     inner="cifar-100-python",
     marks=("train", "meta"),
     source="cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
-    reader="CIFAR100",
-    arguments={"train": True},
+    archives=(
+        Archive("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", md5="eb9058c3a382ffc7106e4002c42a8d85"),
+    ),
 )
 
 
@@ -25,8 +27,8 @@ def read_cifar100(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     """Return the training images, and the names of the 100 fine classes.
 
     Args:
-        path: The original files, or the folder that holds theirs. None downloads them with torchvision, once, into the
-            user's cache folder.
+        path: The original files, or the folder that holds theirs. None downloads them, once, into the user's cache
+            folder.
 
     Raises:
         DataError: Files are missing or damaged; the text says what to fetch.

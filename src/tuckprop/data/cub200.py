@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from tuckprop.data._archive import Archive
 from tuckprop.data._base import DataSet, Pictures, datasets
 from tuckprop.data._imagenet_statistics import MEAN, STD
 from tuckprop.data._lists import list_pictures, read_number, read_rows
@@ -18,7 +19,12 @@ PLACE = Place(
     inner="CUB_200_2011",
     marks=(_IMAGES, _LABELS, _SPLIT, "images"),
     source="CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158",
-    archives=("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",),
+    archives=(
+        Archive(
+            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+            md5="97eceeb196236b17998738112f37df78",
+        ),
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tuckprop.data._archive import Archive
 from tuckprop.data._base import DataSet, Pictures, datasets
 from tuckprop.data._imagenet_statistics import MEAN, STD
 from tuckprop.data._lists import list_pictures
@@ -14,14 +15,18 @@ from tuckprop.errors import DataError
 
 _CLASSES = 102
 _LABELS, _SPLIT = "imagelabels.mat", "setid.mat"
+_SERVER = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 PLACE = Place(
     title="Flowers 102",
     cache="flowers102",
     inner="flowers-102",
     marks=("jpg", _LABELS, _SPLIT),
-    source="102flowers.tgz, imagelabels.mat and setid.mat from https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
-    reader="Flowers102",
-    arguments={"split": "train"},
+    source=f"102flowers.tgz, {_LABELS} and {_SPLIT} from {_SERVER}",
+    archives=(
+        Archive(f"{_SERVER}/102flowers.tgz", md5="52808999861908f626f3c1f4e79d11fa", folder="flowers-102"),
+        Archive(f"{_SERVER}/{_LABELS}", md5="e0620be6f572b9609742df49c70aed4d", folder="flowers-102"),
+        Archive(f"{_SERVER}/{_SPLIT}", md5="a5357ecc9cb78c4bef273ce3793fc85c", folder="flowers-102"),
+    ),
 )
 
 
@@ -30,7 +35,7 @@ def read_flowers102(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
 
     Args:
         path: The folder with jpg, imagelabels.mat and setid.mat, or the one that holds it as flowers-102. None
-            downloads them with torchvision, once, into the user's cache folder.
+            downloads them, once, into the user's cache folder.
 
     Raises:
         ConfigError: scipy is not installed.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from tuckprop.data._archive import Archive
 from tuckprop.data._base import DataSet, Pictures, datasets
 from tuckprop.data._imagenet_statistics import MEAN, STD
 from tuckprop.data._lists import list_pictures, read_rows
@@ -18,8 +19,7 @@ PLACE = Place(
     inner="food-101",
     marks=("images", _LIST, _NAMES),
     source="food-101.tar.gz from https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
-    reader="Food101",
-    arguments={"split": "train"},
+    archives=(Archive("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", md5="85eeb15f3717b99a5da872d97d918f87"),),
 )
 
 
@@ -27,8 +27,8 @@ def read_food101(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     """Return the training images, and the names of the 101 classes.
 
     Args:
-        path: The folder with images and meta, or the one that holds it as food-101. None downloads them with
-            torchvision, once, into the user's cache folder.
+        path: The folder with images and meta, or the one that holds it as food-101. None downloads them,
+            once, into the user's cache folder.
 
     Raises:
         DataError: Files are missing or damaged; the text says what to fetch.

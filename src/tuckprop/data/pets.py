@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from tuckprop.data._archive import Archive
 from tuckprop.data._base import DataSet, Pictures, datasets
 from tuckprop.data._imagenet_statistics import MEAN, STD
 from tuckprop.data._lists import list_pictures, read_number, read_rows
@@ -17,8 +18,18 @@ PLACE = Place(
     inner="oxford-iiit-pet",
     marks=("images", _LIST),
     source="images.tar.gz and annotations.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/pets",
-    reader="OxfordIIITPet",
-    arguments={"split": "trainval"},
+    archives=(
+        Archive(
+            "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
+            md5="5c4f3ee8e5d25df40f4fd59a7f44e54c",
+            folder="oxford-iiit-pet",
+        ),
+        Archive(
+            "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz",
+            md5="95a8c909bbe2e81eed6a22bccdf3f68f",
+            folder="oxford-iiit-pet",
+        ),
+    ),
 )
 
 
@@ -26,8 +37,8 @@ def read_pets(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     """Return the images of `trainval`, and the names of the 37 breeds.
 
     Args:
-        path: The folder with images and annotations, or the one that holds it as oxford-iiit-pet. None downloads them
-            with torchvision, once, into the user's cache folder.
+        path: The folder with images and annotations, or the one that holds it as oxford-iiit-pet. None downloads them,
+            once, into the user's cache folder.
 
     Raises:
         DataError: Files are missing or damaged; the text says what to fetch.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tuckprop.data._archive import Archive
 from tuckprop.data._base import DataSet, Pictures, datasets
 from tuckprop.data._imagenet_statistics import MEAN, STD
 from tuckprop.data._lists import read_rows
@@ -30,12 +31,19 @@ PLACE = Place(
     inner="VOCdevkit/VOC2012",
     marks=("JPEGImages", "SegmentationClass", f"{_LISTS}/train.txt", f"{_LISTS}/val.txt"),
     source=(
-        "VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 (and for VOC12Aug SBD's "
+        "VOCtrainval_11-May-2012.tar from https://thor.robots.ox.ac.uk/pascal/VOC/voc2012 (and for VOC12Aug SBD's "
         "benchmark.tgz, whose benchmark_RELEASE goes beside VOCdevkit)"
     ),
-    reader="VOCSegmentation",
-    arguments={"year": "2012", "image_set": "train"},
-    archives=("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",),
+    archives=(
+        Archive(
+            "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            md5="6cd6e144f989b92b3379bac3b3de84fd",
+        ),
+        Archive(
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            md5="82b4d87ceb2ed10f6038a1cba92111cb",
+        ),
+    ),
 )
 
 
