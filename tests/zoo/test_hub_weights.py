@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.zoo.releases import released
 from tuckprop import zoo
 from tuckprop.errors import ConfigError, DataError
 
@@ -106,23 +107,6 @@ def test_timms_weights_are_loaded_by_name(
 def test_networks_without_public_weights_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="--weights FILE"):
         zoo.load_hub_weights(name, nn.Linear(1, 1))
-
-
-def released(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of MCUNet with norms under the names that its authors' file has them by."""
-    parts = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
-    found = {}
-    for key, value in model.state_dict().items():
-        *place, layer, leaf = key.split(".")
-        stem = layer.removesuffix("_norm")
-        kind = "bn" if layer.endswith("_norm") else "conv"
-        if stem == "classifier":
-            found[f"classifier.linear.{leaf}"] = value
-        elif stem == "first_conv":
-            found[f"first_conv.{kind}.{leaf}"] = value
-        else:
-            found[".".join([*place, "mobile_inverted_conv", parts[stem], kind, leaf])] = value
-    return found
 
 
 @pytest.fixture

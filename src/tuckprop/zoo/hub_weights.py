@@ -1,4 +1,7 @@
-"""Public ImageNet weights of the networks, downloaded from where their libraries keep them."""
+"""Public ImageNet weights of the networks, downloaded from where their libraries keep them.
+
+Tested with servers on the same machine; the public ones were not tried, as this was built without a network.
+"""
 
 import importlib
 from collections.abc import Mapping
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 
 from tuckprop.errors import ConfigError, DataError
 from tuckprop.zoo import mcunet_weights
+from tuckprop.zoo._hub_file import dropping_damaged
 from tuckprop.zoo._torchvision import import_torchvision
 from tuckprop.zoo.build import TIMM
 from tuckprop.zoo.hub import import_timm
@@ -67,7 +71,8 @@ def _torchvision_state(name: str, theirs: str) -> Mapping[str, Tensor]:
     import_torchvision()
     weights = importlib.import_module("torchvision.models").get_model_weights(theirs).IMAGENET1K_V1
     try:
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+        with dropping_damaged(weights.url):
+            state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # a hub's client raises many kinds
         raise _unreachable(name, f"torchvision's {theirs}", error) from error
     return state
@@ -77,6 +82,8 @@ def _load_timm(model: nn.Module, name: str) -> Loaded:
     timm = import_timm()
     if not timm.models.is_model_pretrained(name):
         raise ConfigError(f"network 'timm:{name}' has no weights in timm's hub; use --weights FILE")
+    # Of files that come by torch.hub it then compares the hash in their names; the other hub's client needs none.
+    timm.models.set_pretrained_check_hash(True)
     # timm fits the first layer to the images' channels: it sums or repeats the weights of the three colours.
     channels = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from tuckprop.errors import DataError
+from tuckprop.zoo._hub_file import dropping_damaged
 
 URL = "https://hanlab18.mit.edu/projects/tinyml/mcunet/release/mcunet-5fps_imagenet.pth"
 # PyTorch's default, which the release's configuration has too.
@@ -22,10 +23,12 @@ def download() -> Mapping[str, Tensor]:
     """Return the release's state dict; the first call downloads it into PyTorch's cache of weights.
 
     Raises:
+        DataError: The file is cut short, damaged or another; the next call downloads it anew.
         Exception: Whatever the download raises.
     """
-    found = torch.hub.load_state_dict_from_url(URL, map_location="cpu", progress=False, weights_only=True)
-    state: Mapping[str, Tensor] = found["state_dict"]
+    with dropping_damaged(URL):
+        found = torch.hub.load_state_dict_from_url(URL, map_location="cpu", progress=False, weights_only=True)
+        state: Mapping[str, Tensor] = found["state_dict"]
     return state
 
 
