@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import tuckprop
-from tests.capturing import Place, Simulated
+from tests.capturing import Place, Simulated, capturing
 from tests.cases import decaying
 from tests.codecs.test_subspace import similar
 from tuckprop import ASI, Dense, Subspace
-from tuckprop.codecs._ledger import Entry, Ledger, open_ledger, opened
 from tuckprop.errors import ConfigError, UnsupportedError
 from tuckprop.graphs import Graphs
 from tuckprop.layers import trackers
-from tuckprop.linalg.energy import Energy, Rule
 
 SHAPE = (16, 8, 12, 12)
 
@@ -103,34 +101,6 @@ def test_what_is_no_module_is_refused(function: Any) -> None:
 def test_a_model_that_is_not_captured_is_not_released() -> None:
     with pytest.raises(ConfigError, match="not captured"):
         tuckprop.release(network())
-
-
-class Site:
-    """A tracker that notes what it is told."""
-
-    def limits(self, key: tuple[int, ...]) -> tuple[float, float]:
-        return 0.0, 0.5
-
-    def replayed(self, key: tuple[int, ...], bases: Any, lost: float) -> None:
-        self.told = (key, bases, lost)
-
-
-def test_a_ledger_gives_each_activation_the_share_that_it_lost() -> None:
-    ledger, sites = Ledger(), [Site(), Site(), Site()]
-    assert open_ledger() is None
-    with opened(ledger):
-        assert open_ledger() is ledger
-        ledger.note(sites[0], (1,), {}, Energy(torch.tensor(4.0)), torch.tensor(3.0))
-        # 100 elements of a norm whose variance is half of what it was divided by.
-        norm = torch.tensor(0.5, dtype=torch.float64)
-        ledger.note(sites[1], (2,), {}, Energy(norm, Rule(100, 2.0)), torch.tensor(40.0))
-        ledger.note(sites[2], (3,), {}, Energy(torch.tensor(0.0)), torch.tensor(0.0))
-    assert open_ledger() is None
-    first, second, third = ledger.lost(ledger.numbers().tolist())
-    assert first == 0.25
-    assert second == pytest.approx(0.2)
-    assert third != third
-    assert isinstance(ledger.entries[0], Entry)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +184,30 @@ def test_evaluation_and_other_sizes_run_as_usual(place: Place) -> None:
     model.train()
     twin.train()
     assert_close(model(x[:5]), twin(x[:5]), rtol=1e-3, atol=1e-5)
+
+
+def test_kinds_that_come_no_more_make_room_for_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capturing, "_MOST_KINDS", 2)
+    monkeypatch.setattr(capturing, "_STALE", 12)
+    model = place.capture(nn.Sequential(nn.Linear(6, 3)))
+
+    def step(size: int, times: int) -> list[Graphs | None]:
+        for _ in range(times):
+            model(torch.ones(size, 6, device=place.device)).sum().backward()
+        return captured_in(model)
+
+    one, two = [*step(1, 6), *step(2, 6)[1:]]
+    assert one is not None
+    assert two is not None
+    # Of those that still come none is given up.
+    for _ in range(6):
+        assert step(3, 1) == step(1, 1) == step(2, 1) == [one, two]
+    assert step(1, 13) == [one, two]
+    assert step(3, 3)[0] is one
+    assert len(captured_in(model)) == 2
+    assert two not in captured_in(model)
+    model(torch.ones(2, 6, device=place.device)).sum().backward()
+    assert model[0].weight.grad is not None
 
 
 def test_inputs_have_their_gradients(place: Place) -> None:

@@ -29,8 +29,10 @@ log = logging.getLogger("tuckprop")
 # Steps in a row that change no basis, after which the first capture is worth its while.
 _QUIET = 2
 
-# Kinds of calls that are captured; each has memory of its own.
+# Kinds of calls that are captured; each has memory of its own. One that has not come for so many calls makes room for
+# another.
 _MOST_KINDS = 8
+_STALE = 256
 
 
 def capture(model: nn.Module, *, patience: int = 16) -> nn.Module:
@@ -40,7 +42,8 @@ def capture(model: nn.Module, *, patience: int = 16) -> nn.Module:
     copies its inputs to where the graph reads them, and replays it; `backward` replays the graph of the gradients.
     Gradients reach the parameters as ever, so that optimizers, hooks on parameters, accumulation and clipping do not
     notice. There is a capture for every combination of sizes and types of inputs, autocast, modes and classes of
-    modules, and memory of parameters and buffers, up to eight. Any other call runs as usual: in eval mode, without
+    modules, and memory of parameters and buffers, up to eight; one that has not been asked for in 256 calls makes room
+    for another. Any other call runs as usual: in eval mode, without
     gradients, with arguments other than tensors on the device and plain values, under hooks on saved tensors, within a
     transform or a compiled function, while an earlier output waits for its backward, and for good where the model
     cannot be captured: where it reads numbers off the device, branches on them, or saves the state of random numbers,
@@ -124,6 +127,8 @@ class _Captures:
     def __init__(self, model: nn.Module, before: Callable[..., Any] | None, patience: int) -> None:
         self.model, self.before, self.patience = model, before, patience
         self.known: dict[Hashable, Graphs | None] = {}
+        self._calls = 0
+        self._came: dict[Hashable, int] = {}
         self._quiet: dict[Hashable, int] = Recent()
         self._refreshes = -1
 
@@ -168,13 +173,16 @@ class _Captures:
             return self._plain(*args, **kwargs)
         with _on(device):
             key = self._key(leaves, spec)
+            self._calls += 1
             graphs = self.known[key] if key in self.known else self._capture(key, leaves, spec, device)
+            if key in self.known:
+                self._came[key] = self._calls
             if graphs is not None and not graphs.waits:
                 if graphs.serves(self.patience):
                     return graphs.run(leaves, [p for p in self.model.parameters() if p.requires_grad])
                 graphs.hand_back()
                 # The next step is captured again. Meanwhile the graphs' memory serves this one.
-                del self.known[key], graphs
+                del self.known[key], self._came[key], graphs
                 self._quiet[key] = _QUIET
                 _free()
             return self._plain(*args, **kwargs)
@@ -200,9 +208,20 @@ class _Captures:
         self._refreshes = refreshes
         return quiet >= _QUIET
 
+    def _has_room(self) -> bool:
+        """Say whether one more kind may be captured, if need be in place of one that comes no more."""
+        if len(self.known) < _MOST_KINDS:
+            return True
+        oldest = min(self._came, key=self._came.__getitem__)
+        if self._calls - self._came[oldest] < _STALE:
+            return False
+        del self.known[oldest], self._came[oldest]
+        _free()
+        return True
+
     def _capture(self, key: Hashable, leaves: list[Any], spec: Any, device: torch.device) -> Graphs | None:
         """Return the graphs of such calls; None where it is too early for them, or where there can be none."""
-        if len(self.known) >= _MOST_KINDS or not self._is_quiet(key):
+        if not self._is_quiet(key) or not self._has_room():
             return None
         del self._quiet[key]
         try:
