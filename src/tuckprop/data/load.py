@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tuckprop.data._base import Augment, Pictures, Served, datasets
+from tuckprop.data._base import Augment, DataSet, Pictures, Served, datasets
 from tuckprop.data.batches import Batches
 from tuckprop.data.halves import halves
 from tuckprop.data.on_demand import OnDemand
@@ -69,12 +69,23 @@ def subject(name: str) -> str:
     return f"data set {name}"
 
 
-def _read(name: str, read: Callable[[Path | None], T], where: Path | None) -> T:
+def _read(name: str, read: Callable[[Path | None], T], path: Path | None) -> T:
     """Return what `read` finds; an error says first which data set it is about."""
     try:
-        return read(where)
+        return read(None if path is None else Path(path).expanduser())
     except DataError as error:
         raise DataError(f"{subject(name)}: {error}") from error
+
+
+def _members(name: str, entry: DataSet, labels: Tensor, half: int | None) -> Tensor:
+    """Return which of the training images are used: all, or those of one half."""
+    if half is None:
+        return torch.arange(len(labels))
+    if entry.per_pixel and len(labels.unique()) < 2:
+        raise ConfigError(
+            f"half: {name}'s targets are masks, but halves are made by the classes of images; leave it away"
+        )
+    return halves(labels)[half]
 
 
 def load(
@@ -119,27 +130,19 @@ def load(
         raise ConfigError(f"resolution: expected at least 1 pixel, got {side}")
     if half not in {None, 0, 1}:
         raise ConfigError(f"half: expected 0 or 1, or none for all images, got {half!r}")
-    where = None if path is None else Path(path).expanduser()
-    pictures, classes = _read(name, entry.read, where)
-    if half is not None and entry.per_pixel and len(pictures.labels.unique()) < 2:
-        raise ConfigError(
-            f"half: {name}'s targets are masks, but halves are made by the classes of images; leave it away"
-        )
+    pictures, classes = _read(name, entry.read, path)
     if entry.read_val is None or half is not None:
-        members = torch.arange(len(pictures.labels)) if half is None else halves(pictures.labels)[half]
+        members = _members(name, entry, pictures.labels, half)
         chosen = split(pictures.labels[members], seed, train_size=train_size, val_size=val_size)
         train, val = (_Part(pictures, members[part]) for part in chosen)
     else:
-        own = _read(name, entry.read_val, where)
+        own = _read(name, entry.read_val, path)
         train = _Part(pictures, subset(pictures.labels, seed, train_size, "train_size"))
         val = _Part(own, subset(own.labels, seed, val_size, "val_size"))
     large = train.decoded_bytes(side) + val.decoded_bytes(side) > _MOST_BYTES
     settings: dict[str, Any] = {"batch_size": batch_size, "resolution": side, "mean": entry.mean, "std": entry.std}
-    return Loaded(
+    served = (
         train.serve(large, entry.augment, settings | {"drop_last": drop_last}),
         val.serve(large, None, settings | {"drop_last": False}),
-        classes,
-        entry.channels,
-        entry.network,
-        entry.per_pixel,
     )
+    return Loaded(*served, classes, entry.channels, entry.network, entry.per_pixel)
