@@ -56,31 +56,22 @@ def plan(
         ConfigError: As for `convert`; also if the budget is unreadable or too small.
     """
     decided = settle(model, codec, last=last, select=select, pointwise=pointwise)
+    limit = None if budget is None else parse_bytes(budget)
     shapes: dict[str, tuple[int, ...]] = {}
     with untouched(model):
         model.train()
         keep = keep_frozen(model, decided.frozen)
         try:
             plain = _held(model, example_input, decided, shapes)
-            if budget is not None:
-                decided = _within(model, example_input, codec, decided, parse_bytes(budget), loss_fn or example_loss)
+            if limit is not None:
+                decided = _within(model, example_input, codec, decided, limit, loss_fn or example_loss)
             packed, spent = _held_converted(model, example_input, decided)
-            if budget is not None:
-                limit = parse_bytes(budget)
+            if limit is not None:
                 decided = replace(decided, budget=limit, form_bytes=limit - sum(packed.values()) + spent)
         finally:
             unconvert(model)
             if keep is not None:
                 thaw(model, keep)
-    sites = tuple(
-        replace(
-            site,
-            input_shape=shapes.get(site.name),
-            plain_bytes=plain.get(site.name, 0),
-            predicted_bytes=packed.get(site.name, 0),
-        )
-        for site in decided.sites
-    )
     held, kept = sum(plain.values()), sum(packed.values())
     if kept > 0.95 * held:
         warnings.warn(
@@ -89,7 +80,23 @@ def plan(
             TuckpropWarning,
             stacklevel=2,
         )
-    return replace(decided, sites=sites)
+    return _measured(decided, shapes, plain, packed)
+
+
+def _measured(
+    plan: Plan, shapes: Mapping[str, tuple[int, ...]], plain: Mapping[str, int], packed: Mapping[str, int]
+) -> Plan:
+    """Return the plan with the shape of each site's input, and its bytes unconverted and converted."""
+    sites = tuple(
+        replace(
+            site,
+            input_shape=shapes.get(site.name),
+            plain_bytes=plain.get(site.name, 0),
+            predicted_bytes=packed.get(site.name, 0),
+        )
+        for site in plan.sites
+    )
+    return replace(plan, sites=sites)
 
 
 def _held(model: nn.Module, example: Any, decided: Plan, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:

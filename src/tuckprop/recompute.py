@@ -41,8 +41,7 @@ def recompute(
         model: Any model.
         codec: How inputs are kept: a config, or a mapping from name patterns (as in `fnmatch`) to configs, in which
             blocks are found by their own names.
-        last: Train the last k convolutions and what follows them, freeze the rest, as in `tuckprop.convert`; only
-            blocks with one of those are computed again.
+        last: As for `tuckprop.convert`; only blocks with a layer that is trained are computed again.
         blocks: Name patterns of the blocks, as in `fnmatch`; where one block has another inside, the outer one counts.
             By default what `find_blocks` returns.
 
@@ -62,8 +61,7 @@ def recompute(
     modules = dict(model.named_modules())
     whole = decide(model, Dense(), last=last)
     names = _choose(model, blocks, {site.name for site in whole.sites})
-    frozen = set(whole.frozen)
-    trained = [name for name in names if any(n not in frozen for n in _owners(name, modules[name]))]
+    trained = [name for name in names if not _owners(name, modules[name]).issubset(whole.frozen)]
     if not trained:
         raise ConfigError(f"recompute(last={last}): none of the blocks ({', '.join(names)}) has a layer to train")
     sites = {name: Site(name, _serving(name, modules[name], choose(name))) for name in trained}
@@ -98,9 +96,9 @@ def find_blocks(model: nn.Module) -> list[str]:
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 
 
-def _owners(name: str, block: nn.Module) -> list[str]:
+def _owners(name: str, block: nn.Module) -> set[str]:
     """Return the full names of the modules of a block that have parameters of their own."""
-    return [f"{name}.{part}" if part else name for part, m in block.named_modules() if m._parameters]
+    return {f"{name}.{part}" if part else name for part, m in block.named_modules() if m._parameters}
 
 
 def _choose(model: nn.Module, blocks: str | Collection[str] | None, layers: Collection[str]) -> list[str]:

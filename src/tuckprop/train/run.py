@@ -62,8 +62,7 @@ def run(
     """
     start = start or Start()
     experiment.schedule.check()
-    if not start.resume and not start.overwrite and ((out / CHECKPOINT).exists() or (out / RECORD).exists()):
-        raise ConfigError(f"{out} holds a run already: pass --resume to go on with it, or another folder with --out")
+    _refuse_earlier(out, start)
     make_folder(out)
     prepared = prepare(experiment.network, experiment.data, experiment.machine, experiment.schedule.seed)
     experiment = replace(experiment, network=replace(experiment.network, model=prepared.name))
@@ -82,10 +81,8 @@ def run(
     record = Record(
         experiment.method(), settings, environment, sites, tuple(trainer.epochs), metric=prepared.task.metric
     )
-    if start.resume and (out / RECORD).exists():
-        earlier = read_record(out / RECORD)
-        if earlier.finished and len(earlier.epochs) == len(trainer.epochs):
-            return earlier
+    if start.resume and (earlier := _finished(out, len(trainer.epochs))) is not None:
+        return earlier
 
     def save() -> None:
         save_checkpoint(out / CHECKPOINT, identity, trainer.state())
@@ -98,6 +95,20 @@ def run(
         record = replace(record, memory=measure_memory(trainer, prepared, before))
         write_record(record, out / RECORD)
     return record
+
+
+def _refuse_earlier(out: Path, start: Start) -> None:
+    """Check that no run is in the folder, unless `start` says what to do about it."""
+    if not start.resume and not start.overwrite and ((out / CHECKPOINT).exists() or (out / RECORD).exists()):
+        raise ConfigError(f"{out} holds a run already: pass --resume to go on with it, or another folder with --out")
+
+
+def _finished(out: Path, epochs: int) -> Record | None:
+    """Return the record in the folder if it is that of a finished run of so many epochs."""
+    if not (out / RECORD).exists():
+        return None
+    record = read_record(out / RECORD)
+    return record if record.finished and len(record.epochs) == epochs else None
 
 
 def measure_memory(trainer: Trainer, prepared: Prepared, before: int) -> Memory:
