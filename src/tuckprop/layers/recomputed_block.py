@@ -6,110 +6,29 @@ Source of checkpointing: Chen et al., "Training Deep Nets with Sublinear Memory 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from tuckprop.codecs import Packed
 from tuckprop.errors import UnsupportedError
+from tuckprop.layers._first_run import (
+    BuffersBefore,
+    Frame,
+    as_it_was,
+    autocast_as_now,
+    random_states,
+    random_states_set,
+    uncached_parametrizations,
+)
 from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._structure import Structure
 from tuckprop.layers._twin import Twin, trains
 from tuckprop.linalg.layout import is_dense
-
-
-@dataclass(frozen=True)
-class _Structure:
-    """Arguments or results without their tensors.
-
-    Attributes:
-        others: What there is, with None where there was a tensor.
-        places: Where the tensors were.
-        spec: How all of it hangs together.
-    """
-
-    others: tuple[Any, ...]
-    places: tuple[int, ...]
-    spec: TreeSpec
-
-    @classmethod
-    def of(cls, value: Any) -> tuple["_Structure", list[Tensor]]:
-        """Take a value apart."""
-        leaves, spec = tree_flatten(value)
-        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
-        others = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return cls(others, places, spec), [leaves[i] for i in places]
-
-    def refuse_hidden(self, name: str, what: str) -> None:
-        """Check that no tensor is out of sight, in an object that PyTorch does not take apart.
-
-        Raises:
-            UnsupportedError: One is.
-        """
-        for other in self.others:
-            if any(isinstance(value, Tensor) for value in getattr(other, "__dict__", {}).values()):
-                raise UnsupportedError(
-                    f"{name}: expected tensors, or lists, tuples and dictionaries of them, as {what}, got a "
-                    f"{type(other).__name__} with a tensor in it, whose gradient would be lost; "
-                    "torch.utils._pytree.register_pytree_node tells PyTorch how to take it apart"
-                )
-
-    def fill(self, tensors: Sequence[Tensor]) -> Any:
-        """Return the value with these tensors in it."""
-        leaves = list(self.others)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            leaves[place] = tensor
-        return tree_unflatten(leaves, self.spec)
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """What a block computes with besides its arguments, as it was when it ran first.
-
-    Attributes:
-        modules: Every module of the block.
-        training: Their modes.
-        parameters: For each, the name of every parameter and its place among the block's.
-        buffers: For each, the name of every buffer that the first run changed and its place among those kept.
-    """
-
-    modules: tuple[nn.Module, ...]
-    training: tuple[bool, ...]
-    parameters: tuple[dict[str, int], ...]
-    buffers: tuple[dict[str, int], ...]
-
-
-class _BuffersBefore:
-    """Notes a block's buffers ahead of its first run, to tell afterwards which ones it changed.
-
-    Statistics of batch norms in train mode are left out: they are written and never read.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._noted: list[dict[str, tuple[Tensor, int, Tensor]]] = [
-            {}
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-            else {k: (b, b._version, b.clone()) for k, b in module._buffers.items() if b is not None}
-            for module in modules
-        ]
-
-    def changed(self, modules: Sequence[nn.Module]) -> tuple[list[Tensor], tuple[dict[str, int], ...]]:
-        """Return what was in the buffers that have been changed since, and where each belongs."""
-        values: list[Tensor] = []
-        places: list[dict[str, int]] = []
-        for module, noted in zip(modules, self._noted, strict=True):
-            places.append({})
-            for name, (buffer, version, value) in noted.items():
-                if module._buffers.get(name) is not buffer or buffer._version != version:
-                    places[-1][name] = len(values)
-                    values.append(value)
-        return values, tuple(places)
 
 
 @dataclass(frozen=True)
@@ -128,16 +47,16 @@ class _Call:
     block: "RecomputedBlock"
     plain: type[nn.Module]
     name: str
-    arguments: _Structure
+    arguments: Structure
     packed: int
     autocast: Callable[[], AbstractContextManager[Any]]
 
-    def run(self, x: Tensor, others: Sequence[Tensor]) -> tuple[_Structure, list[Tensor]]:
+    def run(self, x: Tensor, others: Sequence[Tensor]) -> tuple[Structure, list[Tensor]]:
         """Run the plain block on `x` and the other tensors, and take its result apart."""
         args, kwargs = self.arguments.fill([*others[: self.packed], x, *others[self.packed :]])
-        with self.autocast(), _uncached_parametrizations():
+        with self.autocast(), uncached_parametrizations():
             result = self.plain.forward(self.block, *args, **kwargs)
-        return _Structure.of(result)
+        return Structure.of(result)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -148,14 +67,14 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: _Call, packed: Packed, structures: list[_Structure], x: Tensor, *rest: Tensor
+        ctx: Any, call: _Call, packed: Packed, structures: list[Structure], x: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
         """Run the block; append the structure of its result to `structures` and return the tensors of it."""
         count = len(call.arguments.places) - 1
         others, parameters = rest[:count], rest[count:]
         modules = tuple(call.block.modules())
         training = tuple(module.training for module in modules)
-        buffers, random = _BuffersBefore(modules), _random_states(x.device)
+        buffers, random = BuffersBefore(modules), random_states(x.device)
         versions = [t._version for t in (x, *others)]
         structure, results = call.run(x, others)
         if versions != [t._version for t in (x, *others)]:
@@ -166,12 +85,12 @@ class _Recomputed(torch.autograd.Function):
         structure.refuse_hidden(call.name, "result")
         structures.append(structure)
         changed, places = buffers.changed(modules)
-        drawn = any(not torch.equal(a, b) for a, b in zip(random, _random_states(x.device), strict=True))
+        drawn = any(not torch.equal(a, b) for a, b in zip(random, random_states(x.device), strict=True))
         # As copies, which unlike what a generator gives are seen by those who count what operations make.
         random = [state.clone() for state in random] if drawn else []
         index = {id(parameter): place for place, parameter in enumerate(parameters)}
         owned = tuple({k: index[id(p)] for k, p in m._parameters.items() if p is not None} for m in modules)
-        ctx.call, ctx.frame = call, _Frame(modules, training, owned, places)
+        ctx.call, ctx.frame = call, Frame(modules, training, owned, places)
         ctx.packed, ctx.layout = (type(packed), packed.meta), _layout(x)
         ctx.counts = (len(others), len(parameters), len(changed), len(random))
         ctx.shapes = [t.shape for t in results]
@@ -193,8 +112,8 @@ class _Recomputed(torch.autograd.Function):
         inputs = [t.detach().requires_grad_(n) for t, n in zip((x, *others, *parameters), needed, strict=True)]
         given, stand_ins = inputs[: 1 + len(others)], inputs[1 + len(others) :]
         with (
-            _as_it_was(ctx.frame, stand_ins, buffers),
-            _random_states_set(random, x.device),
+            as_it_was(ctx.frame, stand_ins, buffers),
+            random_states_set(random, x.device),
             torch.enable_grad(),
         ):
             _, results = ctx.call.run(given[0], given[1:])
@@ -251,7 +170,7 @@ class RecomputedBlock(Twin):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block; see the plain class for arguments and result."""
-        arguments, tensors = _Structure.of((args, kwargs))
+        arguments, tensors = Structure.of((args, kwargs))
         parameters = list(self.parameters())
         floating = [i for i, t in enumerate(tensors) if t.is_floating_point()]
         # A replica, as nn.DataParallel makes them, has no parameters of its own.
@@ -262,8 +181,8 @@ class RecomputedBlock(Twin):
         if not trains(self, x, *(t for t in (*tensors, *parameters) if t.requires_grad)):
             return self.plain.forward(self, *args, **kwargs)
         arguments.refuse_hidden(self._site.name, "argument")
-        call = _Call(self, self.plain, self._site.name, arguments, largest, _autocast_as_now(x.device.type))
-        structures: list[_Structure] = []
+        call = _Call(self, self.plain, self._site.name, arguments, largest, autocast_as_now(x.device.type))
+        structures: list[Structure] = []
         results = _Recomputed.apply(call, self._site.pack(x), structures, x, *tensors, *parameters)
         return structures[0].fill(results)
 
@@ -304,25 +223,6 @@ def _rebuild(plain: type[nn.Module]) -> RecomputedBlock:
     return kind.__new__(kind)
 
 
-def _autocast_as_now(device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Return what makes autocast as it is now.
-
-    Its cache is off: what it would keep of the first run, without a graph, it would give to layers that need one.
-    """
-    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
-
-
-@contextmanager
-def _uncached_parametrizations() -> Iterator[None]:
-    """Switch the cache of `parametrize.cached` off, for the same reason."""
-    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
-    try:
-        yield
-    finally:
-        parametrize._cache_enabled = enabled
-
-
 def _layout(x: Tensor) -> tuple[int, ...] | None:
     """Return the strides of a tensor that fills its memory, in whatever order."""
     return x.stride() if is_dense(x) else None
@@ -342,60 +242,3 @@ def _on_its_own(result: Tensor, arguments: Sequence[Tensor]) -> Tensor:
     if any(a.layout == torch.strided and a.untyped_storage()._cdata == memory for a in arguments):
         return result.clone()
     return result.detach() if result._is_view() else result
-
-
-# While one thread has put stand-ins in place of a block's parameters, no other may.
-_standing_in = RLock()
-
-
-@contextmanager
-def _as_it_was(frame: _Frame, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Put a block in the state of its first run for as long as the context is open.
-
-    Stand-ins take the place of parameters, so that hooks on those run once, for the gradient that backward returns, and
-    the place of buffers, so that what the first run wrote into them is not written twice.
-    """
-    with _standing_in:
-        now = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in frame.modules]
-        copies = {id(b): b.clone() for _, _, _, own in now for b in own.values() if b is not None}
-        try:
-            for (module, _, _, own), training, places, changed in zip(
-                now, frame.training, frame.parameters, frame.buffers, strict=True
-            ):
-                module.training = training
-                module._parameters.update({k: parameters[place] for k, place in places.items()})  # type: ignore[misc]
-                module._buffers.update({k: None if b is None else copies[id(b)] for k, b in own.items()})
-                module._buffers.update({k: buffers[place].clone() for k, place in changed.items()})
-            yield
-        finally:
-            for module, training, own_parameters, own in now:
-                module.training = training
-                module._parameters.update(own_parameters)
-                module._buffers.update(own)
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    """Return the states of the random number generators that a block on `device` may use."""
-    states = [torch.get_rng_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    return states
-
-
-@contextmanager
-def _random_states_set(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Set the states that `_random_states` returned, and go back afterwards; with none, do nothing."""
-    now = _random_states(device) if states else []
-    try:
-        _set_random_states(states, device)
-        yield
-    finally:
-        _set_random_states(now, device)
-
-
-def _set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
-    for state, own in zip(states, (False, True), strict=False):
-        if own:
-            torch.get_device_module(device).set_rng_state(state, device)
-        else:
-            torch.set_rng_state(state)
