@@ -1,6 +1,5 @@
 """Whole runs: what they leave behind, and that stopping and resuming changes nothing."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.train.stopping import after
 from tuckprop import ASI, HOSVD, HOSVD8, GradientFilter, Subspace, zoo
 from tuckprop.codecs import Codec, codecs
 from tuckprop.errors import CheckpointError, ConfigError
@@ -16,12 +16,6 @@ from tuckprop.train import Compression, DataSettings, Experiment, NetworkSetting
 
 DATA = DataSettings(train_size=64, val_size=40, batch_size=16)
 SHORT = Experiment(data=DATA, schedule=Schedule(epochs=4, momentum=0.9, seed=5))
-
-
-def after(count: int) -> Callable[[], bool]:
-    """Return a function that says so when it has been asked `count` times."""
-    asked = iter(range(1, 10**6))
-    return lambda: next(asked) >= count
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
