@@ -2,9 +2,9 @@
 
 A config has a `title`, says where in the `paper` it is, and either lists runs,
 
+    methods               a list: a codec, its settings and how it is used, each; every combination is run with each
     [settings]            options of `tuckprop train` that all runs share
     [axes]                options with a list of values each; every combination is run
-    [[methods]]           a codec, its settings, and how it is used; every combination is run with each
 
 or has `commands`: lists of arguments of `tuckprop`, each of which draws one figure. `[small]` holds the same entries
 for a scale that runs in seconds and needs no download; its settings and axes go over those above, its methods and
