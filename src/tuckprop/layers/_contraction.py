@@ -13,6 +13,7 @@ from torch import Tensor
 from tuckprop.codecs import Packed
 from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap
 from tuckprop.layers._geometry import Geometry
+from tuckprop.layers._plain_convolution import plain_gradients
 from tuckprop.linalg.layout import memory_format, memory_order
 from tuckprop.linalg.modes import MOVE, mode_product, product_cost
 
@@ -70,19 +71,8 @@ def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> 
         return _depthwise.weight_gradient(x, grad, weight, geometry)
     if _depthwise_gpu.serves_weight(grad, x.shape, weight, geometry):
         return _depthwise_gpu.weight_gradient(x, grad, weight, geometry)
-    gradient: Tensor = torch.ops.aten.convolution_backward(
-        grad,
-        geometry.pad_input(x),
-        weight,
-        None,
-        geometry.stride,
-        geometry.implicit,
-        geometry.dilation,
-        geometry.transposed,
-        geometry.output_padding or (0,) * len(geometry.kernel),
-        geometry.groups,
-        (False, True, False),
-    )[1]
+    gradient = plain_gradients(grad, geometry.pad_input(x), weight, geometry, (False, True, False))[1]
+    assert gradient is not None
     return gradient
 
 
@@ -113,7 +103,7 @@ def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     return whole.transpose(1, 2).reshape(weight.shape)
 
 
-def _spatial_whole(operands: Operands, axis: int, geometry: Geometry) -> bool:
+def _spatial_whole(axis: int, geometry: Geometry) -> bool:
     """Whether this spatial axis can go without a factor: one tap that meets every position once."""
     return (
         geometry.kernel[axis] == 1
@@ -245,7 +235,7 @@ def factored_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
             sequential += left * (4 * columns + MOVE) + left * columns / size * MOVE
             left *= columns / size
             joint_columns *= columns
-        elif not _spatial_whole(operands, axis, geometry):
+        elif not _spatial_whole(axis, geometry):
             return float("inf")
     joint = elements * (2 * joint_columns + MOVE)
     cost += min(joint, sequential)

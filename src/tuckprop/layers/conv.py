@@ -1,4 +1,4 @@
-"""Conv1d, Conv2d, Conv3d and their transposes.
+"""Conv1d, Conv2d, Conv3d; their transposes (`conv_transpose.py`) share the autograd function.
 
 Index legend: b batch, c input channels, o output channels, h.. input positions, m.. output positions, k.. kernel taps.
 The input gradient comes from the weight alone and is exact. Output and input gradient are computed by PyTorch, but for
@@ -24,6 +24,7 @@ from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap, _three_taps
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._plain_convolution import plain_gradients
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.linalg.layout import memory_format
@@ -91,7 +92,7 @@ class FactoredConvolution(torch.autograd.Function):
         )
         if isinstance(packed, DensePacked) and not own and not ctx.geometry.pads_explicitly:
             mask = (needs_x, True, ctx.has_bias and needs_bias)
-            return *_plain_gradients(grad, packed.dense(), weight, ctx.geometry, mask), None, None, None
+            return *plain_gradients(grad, packed.dense(), weight, ctx.geometry, mask), None, None, None
         # First, so that what it takes on the way is gone when the input's gradient takes its memory.
         grad_weight = None if packed is None else weight_gradient(packed, grad, weight, ctx.geometry)
         grad_x = input_gradient(grad, weight, ctx.shape, ctx.geometry, ctx.format) if needs_x else None
@@ -104,26 +105,6 @@ def _output(x: Tensor, weight: Tensor, bias: Tensor | None, plain: PlainConvolut
         if path.serves(x, x.shape, weight, geometry):
             return path.output(x, weight, bias, geometry)
     return plain(x, weight, bias)
-
-
-def _plain_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, ...]:
-    """Return PyTorch's own gradients of input, weight and bias, those that `mask` asks for, in one call."""
-    gradients = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        [grad.shape[1]],
-        geometry.stride,
-        geometry.implicit,
-        geometry.dilation,
-        geometry.transposed,
-        geometry.output_padding or (0,) * len(geometry.kernel),
-        geometry.groups,
-        mask,
-    )
-    return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True))
 
 
 def input_gradient(
@@ -153,19 +134,8 @@ def input_gradient(
         stand_in = torch.empty(padded, dtype=grad.dtype, device=grad.device, memory_format=layout)
     else:
         stand_in = grad.new_empty(1).expand(padded)
-    grad_x = torch.ops.aten.convolution_backward(
-        grad,
-        stand_in,
-        weight,
-        None,
-        geometry.stride,
-        geometry.implicit,
-        geometry.dilation,
-        geometry.transposed,
-        geometry.output_padding or (0,) * len(geometry.kernel),
-        geometry.groups,
-        (True, False, False),
-    )[0]
+    grad_x = plain_gradients(grad, stand_in, weight, geometry, (True, False, False))[0]
+    assert grad_x is not None
     return geometry.pad_input_adjoint(grad_x, shape)
 
 
