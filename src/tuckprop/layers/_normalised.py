@@ -4,28 +4,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tuckprop.codecs import DensePacked, Packed
 from tuckprop.layers import _twin
+from tuckprop.layers._ordinary import is_ordinary
 from tuckprop.layers._twin import Site
 from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.standardised import Standardised
+
+# Of input, weight and bias.
+Gradients = list[Tensor | None]
 
 
 def saves(*tensors: Tensor | None) -> bool:
     """Say whether a call with these inputs and parameters keeps anything for backward, on tensors a saver can serve."""
     present = [t for t in tensors if t is not None]
-    return (
-        torch.is_grad_enabled()
-        and any(t.requires_grad for t in present)
-        and all(type(t) in {Tensor, nn.Parameter} for t in present)
-        and all(t.is_floating_point() and t.layout == torch.strided and not t.is_meta for t in present)
-        and all(t.numel() > 0 for t in present)
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
+    return torch.is_grad_enabled() and any(t.requires_grad for t in present) and all(map(is_ordinary, present))
 
 
 def pack_normalised(site: Site, x: Tensor, normalise: Callable[[], Tensor]) -> tuple[Packed | None, Tensor | None]:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tuckprop.layers._ordinary import is_ordinary
 from tuckprop.linalg.layout import flat, is_dense
 
 
@@ -18,18 +19,7 @@ def worth_saving(x: Tensor) -> bool:
 
     A saver looks at the input alone, not at `module.training`: a frozen network in eval mode passes gradients on too.
     """
-    return (
-        torch.is_grad_enabled()
-        and x.requires_grad
-        and type(x) in {Tensor, nn.Parameter}
-        and x.is_floating_point()
-        and x.layout == torch.strided
-        and not x.is_meta
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
+    return torch.is_grad_enabled() and x.requires_grad and is_ordinary(x)
 
 
 def worth_saving_in_place(x: Tensor) -> bool:

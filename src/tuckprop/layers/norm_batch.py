@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from tuckprop import gpu, native
 from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import keep, kept, pack_normalised, pack_tracked, room_for, saves, work_dtype
+from tuckprop.layers._normalised import (
+    Gradients,
+    keep,
+    kept,
+    pack_normalised,
+    pack_tracked,
+    room_for,
+    saves,
+    work_dtype,
+)
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._one_factor import dense_gradient, one_factor, rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
@@ -31,8 +40,6 @@ _aten = torch.ops.aten
 
 # Planes of fewer elements gain nothing from the compiled kernels.
 _POSITIONS = 16
-
-Gradients = list[Tensor | None]
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
@@ -253,7 +260,7 @@ def packed_backward(
     scale = invstd if weight is None else weight * invstd
     form = one_factor(packed, grad, (1,))
     if form is None:
-        return _rebuilt_backward(packed, grad, owned, weight, scale, training, mask)
+        return _rebuilt_backward(packed, grad, owned, scale, training, mask)
     sums, grad_sum = form.sums(grad)
     grad_x = None
     if mask[0] and training:
@@ -310,7 +317,7 @@ def _gpu_backward(
 
 
 def _rebuilt_backward(
-    packed: Packed, grad: Tensor, owned: bool, weight: Tensor | None, scale: Tensor, training: bool, mask: list[bool]
+    packed: Packed, grad: Tensor, owned: bool, scale: Tensor, training: bool, mask: list[bool]
 ) -> Gradients:
     """Return the gradients from A' as an input of mean 0 and deviation 1."""
     x = rebuild(packed, memory_order(grad))

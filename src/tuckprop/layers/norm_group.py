@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import keep, kept, pack_normalised, saves, work_dtype
+from tuckprop.layers._normalised import Gradients, keep, kept, pack_normalised, saves, work_dtype
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._one_factor import OneFactor, dense_gradient, one_factor, rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
 from tuckprop.linalg.layout import is_dense, memory_order
 
 _aten = torch.ops.aten
-
-Gradients = list[Tensor | None]
 
 
 def kernel_format(x: Tensor) -> torch.memory_format:

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuckprop.layers._intercept import InterceptingTwin
-from tuckprop.layers._normalised import keep, kept, pack_normalised, saves, work_dtype
+from tuckprop.layers._normalised import Gradients, keep, kept, pack_normalised, saves, work_dtype
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Site, Twin, twin_of
 from tuckprop.layers.norm_batch import batch_norm, normalised
-from tuckprop.layers.norm_group import Gradients, native_backward, packed_backward
+from tuckprop.layers.norm_group import native_backward, packed_backward
 
 _aten = torch.ops.aten
 
