@@ -1,6 +1,6 @@
 """Average pooling, plain and adaptive: nothing is kept. PyTorch keeps the input, and reads its shape alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._per_axis import Sizes, per_axis
 from tuckprop.layers._pointwise import worth_saving
 from tuckprop.layers._twin import Twin, twin_of
 
 _aten = torch.ops.aten
 _BACKWARD = {2: _aten.avg_pool2d_backward, 3: _aten.avg_pool3d_backward}
 _ADAPTIVE_BACKWARD = {2: _aten._adaptive_avg_pool2d_backward, 3: _aten._adaptive_avg_pool3d_backward}
-
-Sizes = int | Sequence[int]
 
 # Gives the input's gradient from the output's and a tensor of the input's shape and strides, whose values are not read.
 Backward = Callable[[Tensor, Tensor], Tensor]
@@ -46,11 +45,6 @@ def _pool(x: Tensor, plain: Callable[[Tensor], Tensor], backward: Backward) -> T
     return result
 
 
-def _full(value: Sizes, axes: int) -> list[int]:
-    sizes = [value] if isinstance(value, int) else list(value)
-    return sizes * axes if len(sizes) == 1 else sizes
-
-
 def avg_pool1d(
     input: Tensor,
     kernel_size: Sizes,
@@ -60,7 +54,7 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Tensor:
     """Compute `F.avg_pool1d`, keeping nothing."""
-    kernel, steps, margin = (_full(v, 1) for v in (kernel_size, stride or kernel_size, padding))
+    kernel, steps, margin = (per_axis(v, 1) for v in (kernel_size, stride or kernel_size, padding))
 
     def plain(x: Tensor) -> Tensor:
         return F.avg_pool1d(x, kernel_size, stride or kernel_size, padding, ceil_mode, count_include_pad)  # type: ignore[arg-type]
@@ -86,7 +80,7 @@ def _avg_pool(
     axes: int, function: Callable[..., Tensor], input: Tensor, kernel: Sizes, stride: Sizes | None, *rest: Any
 ) -> Tensor:
     padding, *flags = rest
-    window = [_full(v, axes) for v in (kernel, stride or kernel, padding)]
+    window = [per_axis(v, axes) for v in (kernel, stride or kernel, padding)]
     return _pool(
         input,
         lambda x: function(x, *window, *flags),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tuckprop import gpu, native
 from tuckprop.layers._once import first_derivative_only
+from tuckprop.layers._per_axis import Sizes, per_axis
 from tuckprop.layers._pointwise import worth_saving
 from tuckprop.layers._twin import Twin, twin_of
 from tuckprop.linalg.bits import pack_codes, unpack_codes
@@ -35,8 +36,6 @@ _PLAIN: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.
 # Outputs whose 64-bit indices exist at a time: 2 MiB on a CPU.
 _CPU_OUTPUTS = 1 << 18
 _ACCELERATOR_OUTPUTS = 1 << 22
-
-Sizes = int | Sequence[int]
 
 
 class Window(NamedTuple):
@@ -61,12 +60,13 @@ class Window(NamedTuple):
         cls, axes: int, kernel: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, ceil: bool
     ) -> "Window":
         """Return the window that arguments of `F.max_pool*d` describe."""
-
-        def full(value: Sizes) -> tuple[int, ...]:
-            sizes = (value,) if isinstance(value, int) else tuple(value)
-            return sizes * axes if len(sizes) == 1 else sizes
-
-        return cls(full(kernel), full(stride or kernel), full(padding), full(dilation), ceil)
+        return cls(
+            kernel=per_axis(kernel, axes),
+            stride=per_axis(stride or kernel, axes),
+            padding=per_axis(padding, axes),
+            dilation=per_axis(dilation, axes),
+            ceil_mode=ceil,
+        )
 
     def on_a_plane(self) -> "Window":
         """Return the window over two axes, the first with one position and one tap, that does the same as this one."""

@@ -22,19 +22,21 @@ from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._scale import scale
 from tuckprop.layers._twin import Twin, twin_of
 
-_IN_PLACE = "it overwrites its input, which its gradient needs"
 
-
-@twin_of(timm_layers.LayerScale)
-class FactoredLayerScale(Twin, timm_layers.LayerScale):
-    """timm's `LayerScale` that keeps a packed input."""
+class LayerScaleTwin(Twin):
+    """Mixin: a factor a channel."""
 
     gamma: nn.Parameter
 
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
         """Refuse a module that works in place."""
-        return _IN_PLACE if getattr(module, "inplace", False) else None
+        return "it overwrites its input, which its gradient needs" if getattr(module, "inplace", False) else None
+
+
+@twin_of(timm_layers.LayerScale)
+class FactoredLayerScale(LayerScaleTwin, timm_layers.LayerScale):
+    """timm's `LayerScale` that keeps a packed input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the plain layer, bit for bit. Shape [.., channels]."""
@@ -42,15 +44,8 @@ class FactoredLayerScale(Twin, timm_layers.LayerScale):
 
 
 @twin_of(timm_layers.LayerScale2d)
-class FactoredLayerScale2d(Twin, timm_layers.LayerScale2d):
+class FactoredLayerScale2d(LayerScaleTwin, timm_layers.LayerScale2d):
     """timm's `LayerScale2d` that keeps a packed input."""
-
-    gamma: nn.Parameter
-
-    @classmethod
-    def refusal(cls, module: nn.Module) -> str | None:
-        """Refuse a module that works in place."""
-        return _IN_PLACE if getattr(module, "inplace", False) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the plain layer, bit for bit. Shape [batch, channels, height, width]."""
