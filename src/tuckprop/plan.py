@@ -19,6 +19,10 @@ from tuckprop.layers._twin import not_convertible
 Select = Callable[[str, nn.Module], bool]
 CodecChoice = Codec | Mapping[str, Codec]
 
+_CONVOLUTIONS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SitePlan:
@@ -146,7 +150,7 @@ class Plan:
             limits = (data.get("budget"), data.get("form_bytes"))
             return cls(tuple(sites), skipped, tuple(data["frozen"]), *limits)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"Plan.from_json: not a plan: {error!r}") from error
+            raise ConfigError(f"Plan.from_json: not a plan as to_json writes it: {error!r}") from error
 
 
 def _from_data(data: Mapping[str, Any]) -> Codec:
@@ -251,11 +255,6 @@ def _judge(name: str, module: nn.Module, codec: Codec | None, chosen: set[str], 
     return serving
 
 
-_CONVOLUTIONS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
-)  # fmt: skip
-
-
 def is_convolution(module: nn.Module) -> bool:
     """Say whether a module is a convolution, of whatever subclass."""
     return isinstance(module, _CONVOLUTIONS)
@@ -328,14 +327,18 @@ def names_beside(model: nn.Module, kept: Collection[str]) -> tuple[str, ...]:
     )
 
 
-__all__: list[Any] = [
+__all__ = [
     "CodecChoice",
     "Plan",
     "Select",
     "SitePlan",
     "Skipped",
     "choose_sites",
+    "chooser",
     "decide",
     "is_compressible",
     "is_convolution",
+    "names_before",
+    "names_beside",
+    "refuse_converted",
 ]

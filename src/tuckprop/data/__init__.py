@@ -1,4 +1,4 @@
-"""Data sets by name: read from where the user has them, checked, decoded once, served in batches."""
+"""Data sets by name: read from where the user has them, checked, decoded, served in batches."""
 
 from tuckprop.data import (
     ade20k,

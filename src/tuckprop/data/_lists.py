@@ -26,9 +26,11 @@ def read_rows(path: Path, columns: int) -> list[list[str]]:
     rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
     for number, words in rows:
         if len(words) != columns:
-            raise DataError(f"{path}, line {number}: expected {columns} words, got {' '.join(words)!r}")
+            raise DataError(
+                f"{path}, line {number}: expected {columns} words, got {' '.join(words)!r}; fetch the file again"
+            )
     if not rows:
-        raise DataError(f"{path}: expected one image a line, the file is empty")
+        raise DataError(f"{path}: expected one image a line, the file is empty; fetch it again")
     return [words for _, words in rows]
 
 
@@ -85,6 +87,6 @@ def list_pictures(root: Path, names: Sequence[str], labels: Tensor, listed: Path
         DataError: The list is empty, or an image is missing.
     """
     if not names:
-        raise DataError(f"{listed}: expected a list of images, it has none of this part")
+        raise DataError(f"{listed}: expected a list of images, it has none of this part; fetch it again")
     require_files([root / name for name in names], listed)
     return FilePictures(names, labels, lambda name: (root / name).read_bytes(), root, None)

@@ -1,4 +1,4 @@
-"""Batches cut from one tensor of decoded images: no workers, no augmentation (the paper uses none)."""
+"""Batches cut from one tensor of decoded images: no workers, no augmentation."""
 
 from collections.abc import Iterator
 

@@ -52,7 +52,9 @@ def read_cub200(path: Path | None) -> tuple[Pictures, tuple[str, ...]]:
     for file, known in ((_IMAGES, names), (_LABELS, labels)):
         absent = [image for image in training if image not in known]
         if absent:
-            raise DataError(f"{folder / file}: expected all images of {_SPLIT}, image {absent[0]} is missing")
+            raise DataError(
+                f"{folder / file}: expected all images of {_SPLIT}, image {absent[0]} is missing; fetch it again"
+            )
     # A class has the name of its folder, such as 001.Black_footed_Albatross.
     classes = {labels[image]: name.partition("/")[0] for image, name in names.items() if image in labels}
     pictures = list_pictures(

@@ -74,7 +74,7 @@ class FilePictures:
         if self._size is not None and rgb.size != (self._size, self._size):
             raise DataError(
                 f"{self.where}: image {name!r}: expected {self._size} x {self._size} pixels, got "
-                f"{rgb.width} x {rgb.height}"
+                f"{rgb.width} x {rgb.height}; replace it"
             )
         return rgb
 

@@ -60,7 +60,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
             f"resume: {path} belongs to another run: {shown}; give the settings that it has, or another folder (--out)"
         )
     if not isinstance(state, dict):
-        raise CheckpointError(f"resume: {path} holds no state")
+        raise CheckpointError(f"resume: {path} is damaged: expected a state in it, there is none")
     return state
 
 
