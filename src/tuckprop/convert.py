@@ -24,9 +24,9 @@ def convert(
 ) -> nn.Module:
     """Make `model` keep its activations in packed form, in place.
 
-    The forward stays bit-identical, but for rounding where a compiled kernel serves (float32 on a CPU, channels first),
-    and so do parameters, `state_dict` keys, hooks and `isinstance`; only what is kept for backward changes. The input
-    gradient of convolutions and Linear layers stays exact.
+    The forward stays bit-identical, but for rounding where a kernel of our own serves (float32 on a CPU, channels
+    first), and so do parameters, `state_dict` keys, hooks and `isinstance`; only what is kept for backward changes. The
+    input gradient of convolutions and Linear layers stays exact, but with `GradientFilter`.
 
     Args:
         model: Any model.
@@ -84,11 +84,7 @@ def settle(
 
 
 def carry_out(model: nn.Module, plan: Plan) -> Allowance | None:
-    """Give every site of the plan its twin, in place; return what keeps them within the plan's budget.
-
-    Raises:
-        ConfigError: The plan does not fit the model.
-    """
+    """Give every site of a plan that fits its twin, in place; return what keeps them within the plan's budget."""
     allowance = None if plan.form_bytes is None else Allowance(plan.budget or 0, plan.form_bytes)
     modules = dict(model.named_modules())
     for planned in plan.sites:
@@ -180,7 +176,7 @@ class KeepFrozen:
             model.get_submodule(name).training = False
 
 
-def keep_frozen(model: nn.Module, names: tuple[str, ...], *, batch_norms: bool = True) -> "KeepFrozen | None":
+def keep_frozen(model: nn.Module, names: tuple[str, ...], *, batch_norms: bool = True) -> KeepFrozen | None:
     """Freeze modules by name and keep them in eval mode until `revert`; return the hook, for `thaw`.
 
     Without `batch_norms` those among them are in the mode that the model is put in, so that their statistics may follow
@@ -207,7 +203,7 @@ def keep_frozen(model: nn.Module, names: tuple[str, ...], *, batch_norms: bool =
 
 
 def thaw(model: nn.Module, keep: KeepFrozen) -> None:
-    """Undo one `_freeze`."""
+    """Undo one `keep_frozen`."""
     for key, hook in list(model._forward_pre_hooks.items()):
         if hook is keep:
             del model._forward_pre_hooks[key]

@@ -32,7 +32,7 @@ class Measure:
     value: Callable[[Row], Spread]
 
 
-# Points (1/72 inch): of a digit, of half a marker, and between a number and what is beside it.
+# Points (1/72 inch): a digit's width and height, half a marker, and the gap between a number and what is beside it.
 _DIGIT, _HEIGHT, _MARKER, _GAP = 4, 5, 3, 1
 
 measures: Registry[Measure] = Registry("kind of memory")

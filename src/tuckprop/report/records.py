@@ -72,7 +72,7 @@ class Record:
     """One run.
 
     Attributes:
-        method: How a table or plot names the method, such as "HOSVD, epsilon 0.8".
+        method: How a table or plot names the method, such as "HOSVD 0.8".
         settings: Everything that was asked for, flat, JSON values.
         environment: Versions, device, threads.
         sites: Names of the layers whose activations the paper counts.
@@ -86,7 +86,7 @@ class Record:
     environment: dict[str, Any]
     sites: tuple[str, ...] = ()
     epochs: tuple[Epoch, ...] = ()
-    memory: Memory | None = field(default=None)
+    memory: Memory | None = None
     metric: str = "accuracy"
 
     @property

@@ -36,7 +36,7 @@ class Row:
 
     Attributes:
         task: Data set and network, such as "cifar10, mcunet".
-        method: Such as "HOSVD, epsilon 0.8".
+        method: Such as "HOSVD 0.8".
         layers: Which layers are trained.
         metric: Name of the metric that ranks runs, called accuracy below.
         runs: How many seeds.

@@ -7,11 +7,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from tuckprop.data import IGNORED
 from tuckprop.errors import ConfigError
 from tuckprop.zoo import import_torchvision
-
-IGNORED = 255
-"""The class of pixels that count nowhere, as in Pascal VOC."""
 
 
 class Overlap:

@@ -1,8 +1,8 @@
 """Import torchvision, also where its compiled operators do not match the installed torch.
 
-torchvision 0.28.0 from PyPI beside a CPU build of torch comes without usable compiled operators. Its import stops at
-`torchvision::nms`, for which it registers a shape function, before any network is reached. Declaring the schemas that
-it misses is enough to import it; the operators themselves (for detection) stay unavailable.
+torchvision 0.28.0, as it is published, has no usable compiled operators beside a CPU build of torch. Its import stops
+at `torchvision::nms`, for which it registers a shape function, before any network is reached. Declaring the schemas
+that it misses is enough to import it; the operators themselves (for detection) stay unavailable.
 """
 
 import importlib
