@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 
 from tuckprop.errors import ConfigError
 from tuckprop.registry import Registry
-from tuckprop.report.style import SIZE, method_styles
+from tuckprop.report.style import method_styles, new_axes
 from tuckprop.report.summary import Row, Spread
 from tuckprop.report.table import unit
 
@@ -58,9 +58,11 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     tasks = sorted({row.task for row in rows})
     if len(tasks) != 1:
         raise ConfigError(f"plot: expected finished runs of one task, got {len(tasks)} ({'; '.join(tasks) or 'none'})")
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.add_subplot()
     depths = {row.layers for row in rows}
+    layers = "" if len(depths) > 1 else f", {next(iter(depths))} layers"
+    metric = rows[0].metric
+    ranked = "validation accuracy, %" if metric == "accuracy" else f"{metric}, %"
+    figure, axes = new_axes(f"{tasks[0]}{layers}", measure.label, ranked)
     styles = method_styles(row.method for row in rows)
     lines = {
         method: _line(axes, [row for row in rows if row.method == method], measure, style)
@@ -71,14 +73,7 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(labelsize=7)
     axes.margins(y=0.12)
-    axes.set_xlabel(measure.label, fontsize=8)
-    metric = rows[0].metric
-    axes.set_ylabel("validation accuracy, %" if metric == "accuracy" else f"{metric}, %", fontsize=8)
-    layers = "" if len(depths) > 1 else f", {next(iter(depths))} layers"
-    axes.set_title(f"{tasks[0]}{layers}", fontsize=8)
-    axes.grid(alpha=0.3, linewidth=0.5)
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     if len(depths) > 1:
         # The layout is settled by all that stands around the axes, and decides which numbers have room.
