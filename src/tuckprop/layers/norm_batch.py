@@ -96,6 +96,7 @@ class FactoredBatchNorm(torch.autograd.Function):
             assert running_var is not None
             # Of their own: the buffers change in place with the next batch in train mode.
             mean, spread = running_mean.clone(), running_var.clone()
+        # The spread is 1 / sqrt(variance + eps) of the batch, or the running variance.
         ctx.save_for_backward(weight, mean, spread, *tensors)
         return y
 
