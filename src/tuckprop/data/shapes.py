@@ -2,7 +2,7 @@
 
 One to three circles, squares and triangles, turned and of any size, lie on noise. Colours are drawn at random for each,
 and for the ground too, so that form alone gives the class away. An image counts as one of its first class, circles
-before squares before triangles, where images are chosen by class: half 0 has circles in 36 of its 600 images, half 1 in
+before squares before triangles, where images are chosen by class: half 0 has circles in 22 of its 600 images, half 1 in
 all.
 """
 
