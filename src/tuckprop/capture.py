@@ -43,11 +43,11 @@ def capture(model: nn.Module, *, patience: int = 16) -> nn.Module:
     Gradients reach the parameters as ever, so that optimizers, hooks on parameters, accumulation and clipping do not
     notice. There is a capture for every combination of sizes and types of inputs, autocast, modes and classes of
     modules, and memory of parameters and buffers, up to eight; one that has not been asked for in 256 calls makes room
-    for another. Any other call runs as usual: in eval mode, without
-    gradients, with arguments other than tensors on the device and plain values, under hooks on saved tensors, within a
-    transform or a compiled function, while an earlier output waits for its backward, and for good where the model
-    cannot be captured: where it reads numbers off the device, branches on them, or saves the state of random numbers,
-    as `tuckprop.recompute` and `torch.utils.checkpoint` do.
+    for another. Any other call runs as usual: in eval mode, without gradients, with arguments other than tensors on the
+    device and plain values, under hooks on saved tensors, within a transform or a compiled function, while an earlier
+    output waits for its backward, and for good where the model cannot be captured: where it reads numbers off the
+    device, branches on them, or saves the state of random numbers, as `tuckprop.recompute` and
+    `torch.utils.checkpoint` do.
 
     What else Python decides in a forward is decided once, when it is captured: a rate of dropout that a schedule
     changes, layers that are skipped at random by the host, an attribute that is a number.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.made import record
+from tests.report.made import record, segmentation
 from tuckprop.errors import ConfigError
 from tuckprop.report import report_html, summarise
 from tuckprop.report.records import Record, read_record
@@ -151,6 +151,12 @@ def test_a_run_shows_settings_environment_memory_and_epochs() -> None:
     column = headings.index("validation accuracy, %")
     assert [row[column] for row in epochs] == ["50.0", "70.0", "60.0"]
     assert [row[headings.index("training loss")] for row in epochs] == ["1.0000", "0.5000", "0.3333"]
+
+
+def test_segmentation_is_told_by_its_metric() -> None:
+    page = Page(report_html([segmentation()], "One"))
+    assert {"training mIoU, %", "validation mIoU, %"} <= set(page.tables[-1][0])
+    assert "Training loss and validation mIoU by epoch, a line a run." in page.of("figcaption")
 
 
 def test_unfinished_runs_are_listed_apart() -> None:

@@ -150,6 +150,11 @@ def test_frozen_layers_do_not_move() -> None:
     assert moved == ["3.weight", "3.bias", "6.weight", "6.bias"]
 
 
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected parameters to train"):
+        Trainer(network().requires_grad_(False), Schedule())
+
+
 class Spy(Silent):
     """Keeps the steps."""
 

@@ -38,7 +38,7 @@ def plan(options: PlanOptions) -> int:
     images, _ = next(prepared.data.train.serve())
     choice = choose(prepared, compression)
     assert choice.codec is not None
-    keep_frozen(prepared.model, choice.frozen)
+    keep_frozen(prepared.model, choice.frozen, batch_norms=choice.frozen_norms)
     made = tuckprop.plan(
         prepared.model,
         images.to(prepared.device),

@@ -10,6 +10,9 @@ from tuckprop.cli.reproduce import folder_of
 from tuckprop.errors import CheckpointError
 from tuckprop.report import Record, Row, find_records, markdown, summarise, tables
 
+# Unfinished runs that are named.
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class TableOptions:
@@ -48,9 +51,10 @@ def finished_rows(runs: tuple[Path, ...]) -> list[Row]:
     records = find_records(map(folder_of, runs))
     open_ = [record for record in records if not record.finished]
     if open_:
+        shown = "; ".join(_describe(record) for record in open_[:_SHOWN])
+        more = "; ..." if len(open_) > _SHOWN else ""
         Console(stderr=True).print(
-            f"left away: {len(open_)} runs that are not finished ({'; '.join(_describe(r) for r in open_[:3])}...)",
-            highlight=False,
+            f"left away: {len(open_)} runs that are not finished ({shown}{more})", highlight=False
         )
     rows = summarise(records)
     if not rows:

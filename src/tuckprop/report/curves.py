@@ -1,4 +1,4 @@
-"""Loss and validation accuracy epoch by epoch: a line a run, one colour a method."""
+"""Loss and the metric that ranks runs epoch by epoch: a line a run, one colour a method."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tuckprop.errors import ConfigError
 from tuckprop.report.records import Record
-from tuckprop.report.style import COLOURS, SIZE, method_styles
+from tuckprop.report.style import COLOURS, SIZE, method_styles, validation_label
 from tuckprop.report.summary import summarise, task
 
 # More markers on a line than these hide it.
@@ -17,7 +17,7 @@ _MARKS = 10
 
 
 def curves(records: Sequence[Record]) -> Figure:
-    """Draw training loss above validation accuracy, a line a run; runs that are not finished are dashed.
+    """Draw training loss above the metric that ranks runs, a line a run; runs that are not finished are dashed.
 
     Args:
         records: Of one task; those without an epoch are left away.
@@ -46,7 +46,7 @@ def curves(records: Sequence[Record]) -> Figure:
         _line(below, record, style, [100 * epoch.val_accuracy for epoch in record.epochs])
     above.set_title(tasks[0], fontsize=8)
     above.set_ylabel("training loss", fontsize=8)
-    below.set_ylabel("validation accuracy, %", fontsize=8)
+    below.set_ylabel(validation_label(begun[0].metric), fontsize=8)
     below.set_xlabel("epoch", fontsize=8)
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (above, below):

@@ -55,12 +55,13 @@ details > :not(summary) { margin-left: 1rem; }
 _META = ('<meta charset="utf-8">', '<meta name="viewport" content="width=device-width, initial-scale=1">')
 
 _Cells = Sequence[str]
+# {metric} is that which ranks runs.
 _EPOCHS: tuple[tuple[str, Callable[[Epoch], str]], ...] = (
     ("epoch", lambda epoch: str(epoch.epoch)),
     ("training loss", lambda epoch: f"{epoch.loss:.4f}"),
-    ("training accuracy, %", lambda epoch: _share(epoch.train_accuracy)),
+    ("training {metric}, %", lambda epoch: _share(epoch.train_accuracy)),
     ("validation loss", lambda epoch: f"{epoch.val_loss:.4f}"),
-    ("validation accuracy, %", lambda epoch: _share(epoch.val_accuracy)),
+    ("validation {metric}, %", lambda epoch: _share(epoch.val_accuracy)),
     ("learning rate", lambda epoch: f"{epoch.learning_rate:.4g}"),
     ("paper's count", lambda epoch: _bytes(epoch.paper_bytes)),
     ("step, ms", lambda epoch: milliseconds(Spread(epoch.step_seconds, None))),
@@ -137,7 +138,7 @@ def _unfinished(records: Sequence[Record]) -> str:
         [record.method, _depth(record), _text(record.settings["seed"]), _progress(record), _accuracy(record)]
         for record in records
     ]
-    return _table(["method", "layers", "seed", "epochs", "accuracy so far, %"], cells, TEXT_COLUMNS)
+    return _table(["method", "layers", "seed", "epochs", f"{records[0].metric} so far, %"], cells, TEXT_COLUMNS)
 
 
 def _plots(rows: Sequence[Row], records: Sequence[Record], names: Iterator[str]) -> str:
@@ -145,10 +146,10 @@ def _plots(rows: Sequence[Row], records: Sequence[Record], names: Iterator[str])
     # A dollar sign in a name is no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         for memory in _PLOTTED if rows else ():
-            caption = f"Validation accuracy, best epoch, against memory: {measures[memory].label}."
+            caption = f"Validation {records[0].metric}, best epoch, against memory: {measures[memory].label}."
             figures.append(_figure(plot(rows, memory), next(names), caption))
         if any(record.epochs for record in records):
-            caption = "Training loss and validation accuracy by epoch, a line a run."
+            caption = f"Training loss and validation {records[0].metric} by epoch, a line a run."
             figures.append(_figure(curves(records), next(names), caption))
     return _element("div", figures, ' class="plots"') if figures else "<p>No run has an epoch.</p>"
 
@@ -172,7 +173,8 @@ def _run(record: Record) -> str:
         parts += ["<h4>Memory</h4>", _pairs([*sizes, ("process peak is that of", record.memory.process_peak_kind)])]
     parts += ["<h4>Layers counted</h4>", f"<p>{escape(', '.join(record.sites)) or 'none'}</p>"]
     epochs = [[cell(epoch) for _, cell in _EPOCHS] for epoch in record.epochs]
-    parts += ["<h4>Epochs</h4>", _table([heading for heading, _ in _EPOCHS], epochs, 0) if epochs else "<p>none</p>"]
+    headings = [heading.format(metric=record.metric) for heading, _ in _EPOCHS]
+    parts += ["<h4>Epochs</h4>", _table(headings, epochs, 0) if epochs else "<p>none</p>"]
     return _element("details", parts)
 
 

@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 
 from tuckprop.errors import ConfigError
 from tuckprop.registry import Registry
-from tuckprop.report.style import method_styles, new_axes
+from tuckprop.report.style import method_styles, new_axes, validation_label
 from tuckprop.report.summary import Row, Spread
 from tuckprop.report.table import unit
 
@@ -60,9 +60,7 @@ def plot(rows: Sequence[Row], memory: str = "held") -> Figure:
         raise ConfigError(f"plot: expected finished runs of one task, got {len(tasks)} ({'; '.join(tasks) or 'none'})")
     depths = {row.layers for row in rows}
     layers = "" if len(depths) > 1 else f", {next(iter(depths))} layers"
-    metric = rows[0].metric
-    ranked = "validation accuracy, %" if metric == "accuracy" else f"{metric}, %"
-    figure, axes = new_axes(f"{tasks[0]}{layers}", measure.label, ranked)
+    figure, axes = new_axes(f"{tasks[0]}{layers}", measure.label, validation_label(rows[0].metric))
     styles = method_styles(row.method for row in rows)
     lines = {
         method: _line(axes, [row for row in rows if row.method == method], measure, style)

@@ -35,6 +35,11 @@ def new_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def validation_label(metric: str) -> str:
+    """Return the label of an axis with the metric that ranks runs, on validation images."""
+    return "validation accuracy, %" if metric == "accuracy" else f"{metric}, %"
+
+
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return colour and marker of each method: its own if it has one, else the last that nobody here has."""
     names = list(dict.fromkeys(methods))

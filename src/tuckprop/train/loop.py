@@ -78,6 +78,8 @@ class Trainer:
         self.sites = sites
         self.epochs: list[Epoch] = []
         trainable = [p for p in model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ConfigError("train: expected parameters to train, got a model whose parameters are all frozen")
         self._trainable = trainable
         self._device = trainable[0].device
         self._format = torch.channels_last if channels_last else torch.contiguous_format
