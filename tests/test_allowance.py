@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tuckprop
-from tuckprop import HOSVD, SVD, Subspace, allocation
+from tuckprop import HOSVD, SVD, Subspace, WarmState, allocation
 from tuckprop.allocation import Option
 from tuckprop.codecs import Codec
 from tuckprop.layers._allowance import Allowance
 from tuckprop.memory import census
-from tuckprop.train.warm import restore_warm_state, warm_state
 
 
 class Site:
@@ -245,10 +244,10 @@ def test_a_resumed_training_goes_on_as_it_would_have() -> None:
     train(model, range(10))
     other, _ = planned(Subspace(), 0.25)
     other.load_state_dict(model.state_dict())
-    restore_warm_state(other, warm_state(model))
+    WarmState(other).load_state_dict(WarmState(model).state_dict())
     assert train(other, range(10, 25)) == train(model, range(10, 25))
     with pytest.raises(ValueError, match="budget"):
-        restore_warm_state(tuckprop.convert(network(), Subspace()), warm_state(model))
+        WarmState(tuckprop.convert(network(), Subspace())).load_state_dict(WarmState(model).state_dict())
 
 
 def test_it_goes_with_the_conversion() -> None:

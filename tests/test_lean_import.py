@@ -7,6 +7,7 @@ import sys
 EXTRAS = [
     "timm", "torchvision", "matplotlib", "tyro", "rich", "sklearn", "scipy", "pandas", "safetensors", "PIL", "tensorly",
     "hypothesis", "pytest", "huggingface_hub", "torchmetrics", "segmentation_models_pytorch", "transformers",
+    "accelerate", "lightning",
 ]  # fmt: skip
 
 STATE = "(torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed())"

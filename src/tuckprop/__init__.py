@@ -8,6 +8,7 @@ from tuckprop.forecast import plan
 from tuckprop.memory import MemoryReport, measure
 from tuckprop.plan import Plan
 from tuckprop.recompute import recompute
+from tuckprop.warm import WarmState
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "MemoryReport",
     "Plan",
     "Subspace",
+    "WarmState",
     "capture",
     "convert",
     "errors",

@@ -19,8 +19,8 @@ from tuckprop.report.records import Epoch
 from tuckprop.train.classification import Classification
 from tuckprop.train.settings import Schedule
 from tuckprop.train.task import Task
-from tuckprop.train.warm import restore_warm_state, warm_state
 from tuckprop.train.watch import Silent, Step, Watch
+from tuckprop.warm import WarmState
 
 
 @dataclass
@@ -235,7 +235,7 @@ class Trainer:
         cuda = self._device.type == "cuda"
         return {
             "model": self.model.state_dict(),
-            "warm": warm_state(self.model),
+            "warm": WarmState(self.model).state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self._device) if cuda else None,
@@ -255,7 +255,7 @@ class Trainer:
         """
         try:
             self.model.load_state_dict(state["model"])
-            restore_warm_state(self.model, state["warm"])
+            WarmState(self.model).load_state_dict(state["warm"])
             self._optimizer.load_state_dict(state["optimizer"])
             self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
             self._tally = _Tally(**state["tally"])

@@ -1,0 +1,79 @@
+"""What tracked codecs carry from step to step, in and out of a checkpoint.
+
+It is no part of a model's `state_dict`, so that a checkpoint's weights load into the unconverted model; but a run that
+is resumed must have it to go on to the same result.
+"""
+
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuckprop.codecs import Tracker
+from tuckprop.layers import Site, Twin
+from tuckprop.layers._allowance import Allowance
+
+
+class WarmState:
+    """What a converted model carries from step to step: bases of `Subspace` and `ASI`, and what a budget has learnt.
+
+    It has the two methods that trainers ask of what they save and load besides the model, as
+    `accelerator.register_for_checkpointing(tuckprop.WarmState(model))` does.
+
+    Args:
+        model: Converted, at the latest when a method is called.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every tracker, by the site's name, and of what keeps a byte budget.
+
+        It holds tensors, plain values, lists and dictionaries, and the tensors themselves, not copies.
+        """
+        allowance = self._allowance()
+        return {
+            "trackers": {name: tracker.state() for name, tracker in self._trackers().items()},
+            "allowance": None if allowance is None else allowance.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give every tracker, and what keeps the budget, its state back.
+
+        Args:
+            state: As `state_dict` returned it, of a model that was converted as this one.
+
+        Raises:
+            ValueError: The sites are others, or one of the two has a budget.
+        """
+        allowance, known = self._allowance(), state["trackers"]
+        if (allowance is None) != (state["allowance"] is None):
+            raise ValueError("expected a budget where the run had one, and none where it had none")
+        if allowance is not None:
+            # First, as it gives every site a tracker anew.
+            allowance.restore(state["allowance"])
+        trackers = self._trackers()
+        if trackers.keys() != known.keys():
+            raise ValueError(f"expected tracked sites {sorted(trackers)}, got {sorted(known)}")
+        for name, tracker in trackers.items():
+            tracker.restore(known[name])
+            # Trainers load on the CPU what they do not know.
+            parameter = next(chain(self._model.get_submodule(name).parameters(), self._model.parameters()), None)
+            if parameter is not None:
+                tracker.apply(partial(_moved, device=parameter.device))
+
+    def _sites(self) -> dict[str, Site]:
+        return {name: module._site for name, module in self._model.named_modules() if isinstance(module, Twin)}
+
+    def _trackers(self) -> dict[str, Tracker]:
+        return {name: site.tracker for name, site in self._sites().items() if site.tracker is not None}
+
+    def _allowance(self) -> Allowance | None:
+        return next((site.allowance for site in self._sites().values() if site.allowance is not None), None)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device)
