@@ -83,6 +83,58 @@ def test_no_forward_goes_over_the_budget(weathers: list[list[float]]) -> None:
     assert all(forward(allowance, sites, weather) <= 1.1 for weather in weathers)
 
 
+def forward_of(allowance: Allowance, uses: list[tuple[Site, int, float]]) -> float:
+    """Run one forward, in which sites are used one after the other on so many elements; return held over budget."""
+    allowance(MODEL, ())
+    for site, elements, weather in uses:
+        for _ in range(4):
+            nbytes = round(weather * site.nbytes * elements / 1000)
+            if allowance.affords(site.name, nbytes, elements):
+                break
+        allowance.add(site.name, nbytes, elements)
+    return (allowance.budget - allowance.form_bytes + allowance.taken) / allowance.budget
+
+
+def test_a_site_that_is_used_on_several_sizes_is_expected_to_be() -> None:
+    allowance, sites = fleet(6)
+    shared, *own = sites
+    uses = [(shared, 800, 1.0), *((site, 1000, 1.0) for site in own[:3]), (shared, 150, 1.0)]
+    uses += [*((site, 1000, 1.0) for site in own[3:]), (shared, 50, 1.0)]
+    assert [forward_of(allowance, uses) for _ in range(5)] == [1.0] * 5
+    assert not any(site.changes for site in sites)
+
+
+@pytest.mark.parametrize("growth", [0.4, 2.5])
+def test_a_site_that_is_used_several_times_packs_again_for_all_of_them(growth: float) -> None:
+    allowance, sites = fleet(8)
+    shared, *own = sites
+    uses = [(shared, 250, 1.0), *((site, 1000, 1.0) for site in own), *([(shared, 250, 1.0)] * 3)]
+    for _ in range(3):
+        forward_of(allowance, uses)
+    grown = [(site, elements, growth if site is shared else 1.0) for site, elements, _ in uses]
+    assert all(abs(forward_of(allowance, grown) - 1) <= 0.1 for _ in range(5))
+
+
+def test_smaller_batches_are_followed_when_they_stay() -> None:
+    allowance, sites = fleet(20)
+    forward(allowance, sites, 1.0)
+    for _ in range(7):
+        forward(allowance, sites, 0.5, elements=500)
+    held = [forward(allowance, sites, 0.5, elements=500) for _ in range(12)]
+    assert held[0] < 0.7
+    assert abs(held[-1] - 1) <= 0.1
+
+
+def test_training_a_part_in_eval_mode_is_followed() -> None:
+    allowance, sites = fleet(20)
+    MODEL.eval()
+    try:
+        held = [forward(allowance, sites, 0.5) for _ in range(12)]
+    finally:
+        MODEL.train()
+    assert abs(held[-1] - 1) <= 0.1
+
+
 @pytest.mark.parametrize("odd", [0, 10, 19])
 def test_one_form_that_grows_is_made_up_for_in_the_same_forward(odd: int) -> None:
     allowance, sites = fleet(20)
@@ -242,12 +294,29 @@ def test_a_copy_has_a_budget_of_its_own(move: Callable[[nn.Module], nn.Module]) 
 def test_a_resumed_training_goes_on_as_it_would_have() -> None:
     model, _ = planned(Subspace(), 0.25)
     train(model, range(10))
+    # A small batch, as an epoch ends with: what is expected of the next one is what the one before it took.
+    images, labels = batch(99)
+    F.cross_entropy(model(images[:5]), labels[:5]).backward()
     other, _ = planned(Subspace(), 0.25)
     other.load_state_dict(model.state_dict())
     WarmState(other).load_state_dict(WarmState(model).state_dict())
     assert train(other, range(10, 25)) == train(model, range(10, 25))
     with pytest.raises(ValueError, match="budget"):
         WarmState(tuckprop.convert(network(), Subspace())).load_state_dict(WarmState(model).state_dict())
+
+
+def test_parts_with_budgets_of_their_own_resume_both() -> None:
+    def both() -> nn.Sequential:
+        return nn.Sequential(nn.ModuleDict({"one": planned(HOSVD(), 0.3)[0], "two": planned(HOSVD(), 0.2)[0]}))
+
+    model, other = both(), both()
+    for part in model[0].values():
+        train(part, range(6))
+    other.load_state_dict(model.state_dict())
+    state = WarmState(model).state_dict()
+    assert len(state["allowances"]) == 2
+    WarmState(other).load_state_dict(state)
+    assert WarmState(other).state_dict() == state
 
 
 def test_it_goes_with_the_conversion() -> None:

@@ -49,4 +49,4 @@ def test_sites_that_differ_are_refused() -> None:
 
 def test_plain_models_and_codecs_without_memory_have_none() -> None:
     for model in (nn.Conv2d(1, 1, 1), convert(nn.Sequential(nn.Conv2d(1, 1, 1)), HOSVD())):
-        assert WarmState(model).state_dict() == {"trackers": {}, "allowance": None}
+        assert WarmState(model).state_dict() == {"trackers": {}, "allowances": {}}

@@ -155,18 +155,18 @@ def _within(
         chosen = _with_codecs(decided, {name: option.setting for name, option in allocate(tables, limit).items()})
         return chosen, sum(_held_converted(model, example, chosen)[0].values())
 
-    least = sum(min(option.nbytes for option in options) for options in tables.values())
+    least, most = (sum(end(option.nbytes for option in options) for options in tables.values()) for end in (min, max))
     smallest, held = spend(least)
     if held > budget:
         raise ConfigError(
             f"plan(budget=...): {budget} bytes are too few; this model on this batch holds at least {held}"
         )
-    found = _approach(spend, budget, least, smallest, held)
+    found = _approach(spend, budget, (least, most), smallest, held)
     return replace(found, sites=tuple(replace(site, options=tuple(tables.get(site.name, ()))) for site in found.sites))
 
 
 def _approach(
-    spend: Callable[[int], tuple[Plan, int]], budget: int, least: int, smallest: Plan, least_held: int
+    spend: Callable[[int], tuple[Plan, int]], budget: int, limits: tuple[int, int], smallest: Plan, least_held: int
 ) -> Plan:
     """Return, of a few plans, the one that holds the most within the budget.
 
@@ -176,13 +176,14 @@ def _approach(
     Args:
         spend: Returns a plan for a limit, and the bytes it holds.
         budget: Bytes that may be held.
-        least: The lowest limit.
-        smallest: Its plan.
+        limits: The lowest, and the highest that makes a difference.
+        smallest: The plan of the lowest.
         least_held: What that holds.
 
     Returns:
         The plan.
     """
+    least, most = limits
     best, best_held, aim = smallest, least_held, int(_AIM * budget)
     low, low_held, high, high_held = least, least_held, 0, 0
     limit = least + budget - least_held
@@ -194,7 +195,7 @@ def _approach(
             high, high_held = limit, held
         else:
             low, low_held = limit, held
-        if best_held >= _NEAR * budget:
+        if best_held >= _NEAR * budget or (limit >= most and not high):
             break
         # Inside of both, as what a limit holds rises by steps.
         share = min(0.9, max(0.1, (aim - low_held) / (high_held - low_held))) if high else 0.0

@@ -30,18 +30,17 @@ class WarmState:
         self._model = model
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every tracker, by the site's name, and of what keeps a byte budget.
+        """Return the state of every tracker, by the site's name, and of every budget, by the name of its first site.
 
-        It holds tensors, plain values, lists and dictionaries, and the tensors themselves, not copies.
+        It holds plain values, lists, dictionaries and tensors: those that are in use, not copies.
         """
-        allowance = self._allowance()
         return {
             "trackers": {name: tracker.state() for name, tracker in self._trackers().items()},
-            "allowance": None if allowance is None else allowance.state(),
+            "allowances": {name: allowance.state() for name, allowance in self._allowances().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give every tracker, and what keeps the budget, its state back.
+        """Give every tracker, and every budget, its state back.
 
         Args:
             state: As `state_dict` returned it, of a model that was converted as this one.
@@ -49,12 +48,12 @@ class WarmState:
         Raises:
             ValueError: The sites are others, or one of the two has a budget.
         """
-        allowance, known = self._allowance(), state["trackers"]
-        if (allowance is None) != (state["allowance"] is None):
+        allowances, known = self._allowances(), state["trackers"]
+        if allowances.keys() != state["allowances"].keys():
             raise ValueError("expected a budget where the run had one, and none where it had none")
-        if allowance is not None:
-            # First, as it gives every site a tracker anew.
-            allowance.restore(state["allowance"])
+        for name, allowance in allowances.items():
+            # First, as it gives sites trackers anew.
+            allowance.restore(state["allowances"][name])
         trackers = self._trackers()
         if trackers.keys() != known.keys():
             raise ValueError(f"expected tracked sites {sorted(trackers)}, got {sorted(known)}")
@@ -71,8 +70,13 @@ class WarmState:
     def _trackers(self) -> dict[str, Tracker]:
         return {name: site.tracker for name, site in self._sites().items() if site.tracker is not None}
 
-    def _allowance(self) -> Allowance | None:
-        return next((site.allowance for site in self._sites().values() if site.allowance is not None), None)
+    def _allowances(self) -> dict[str, Allowance]:
+        """Return every budget of the model, whose parts may have been converted on their own."""
+        first: dict[int, tuple[str, Allowance]] = {}
+        for name, site in self._sites().items():
+            if site.allowance is not None:
+                first.setdefault(id(site.allowance), (name, site.allowance))
+        return dict(first.values())
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

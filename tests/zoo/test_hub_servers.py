@@ -1,11 +1,13 @@
 """Public weights come from a server on this machine, as from the hubs: once, whole, and again after a failure."""
 
+import errno
 import hashlib
 import importlib
 import io
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -156,6 +158,27 @@ def test_a_damaged_file_in_the_cache_is_fetched_anew(server: Server, published: 
     assert server.asked == [published.path]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no room"), OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "Too many")],
+    ids=repr,
+)
+def test_a_whole_file_stays_where_the_machine_is_at_fault(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    published = publish_mcunet(server, monkeypatch, tmp_path / "cache" / "hub" / "checkpoints")
+    published.load()
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        published.fails(str(error).partition("] ")[2] or str(error))
+    published.load()
+    assert server.asked == [published.path]
+
+
 def test_a_page_in_place_of_mcunets_file_is_not_kept(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -196,6 +219,34 @@ def hub(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Publ
     server.files[path] = safetensors.torch.save(dict(source.state_dict()))
     server.headers = {"ETag": '"0a1b2c"', "X-Repo-Commit": "0123456789abcdef0123456789abcdef01234567"}
     return Published(f"timm:{TIMM}", source, path, tmp_path / "hub")
+
+
+@pytest.mark.parametrize(
+    ("url", "checked"),
+    [
+        ("https://host/gcvit_tiny_224_nvidia-ac783954.pth", True),
+        ("https://host/IN1K-vit.h.14-300e.pth.tar", False),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_timm_checks_a_hash_where_there_is_one_and_is_as_it_was_then(
+    monkeypatch: pytest.MonkeyPatch, url: str, checked: bool, before: bool
+) -> None:
+    timm, model = import_timm(), zoo.build(f"timm:{TIMM}", 1000)
+    builder = importlib.import_module("timm.models._builder")
+    monkeypatch.setattr(builder, "_CHECK_HASH", before)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: SimpleNamespace(url=url, classifier="fc"))
+    create, seen = timm.create_model, []
+
+    def create_model(name: str, pretrained: bool, in_chans: int) -> nn.Module:
+        seen.append(builder._CHECK_HASH)
+        return create(name, in_chans=in_chans)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    zoo.load_hub_weights(f"timm:{TIMM}", model)
+    assert seen == [checked]
+    assert builder._CHECK_HASH is before
 
 
 def asked(server: Server) -> list[str]:

@@ -76,7 +76,8 @@ class Archive:
                     tar.extractall(target)
             elif zipfile.is_zipfile(file):
                 # It drops whatever in a name would lead out of the folder.
-                zipfile.ZipFile(file).extractall(target)
+                with zipfile.ZipFile(file) as archive:
+                    archive.extractall(target)
             else:
                 shutil.copy(file, target)
         except Exception as error:  # an archive may raise anything

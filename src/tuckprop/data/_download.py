@@ -1,6 +1,7 @@
 """Whole downloads or none: all is fetched and unpacked beside the folder that it is for, then moved in."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Collection
@@ -85,7 +86,23 @@ def _move_in(source: Path, target: Path) -> None:
         if entry.is_dir() and goal.is_dir():
             _move_in(entry, goal)
         elif not os.path.lexists(goal):
-            shutil.move(entry, goal)
+            _put(entry, goal)
+
+
+def _put(source: Path, goal: Path) -> None:
+    """Move a file or a folder to a place that is free, whole or not at all file by file."""
+    try:
+        source.rename(goal)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A folder within may be a link to another disk.
+        if source.is_dir():
+            _move_in(source, goal)
+        else:
+            partial = goal.with_name(f"{goal.name}.partial")
+            shutil.copy2(source, partial)
+            partial.replace(goal)
 
 
 def _keep_only(names: Collection[str], folder: Path) -> None:

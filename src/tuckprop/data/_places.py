@@ -65,15 +65,15 @@ class Place:
             DataError: They are not there and cannot be downloaded; the text says what to fetch.
         """
         root = self.folder
-        if self._complete(root) is not None and not moving(root):
-            return root
-        if not self.archives:
-            raise DataError(f"{self.title}: nothing is at {root}, and it has to be fetched by hand; {self.help()}")
         try:
-            download(root, self.archives, lambda folder: self._complete(folder) is not None)
+            if self._complete(root) is not None and not moving(root):
+                return root
+            if self.archives:
+                download(root, self.archives, lambda folder: self._complete(folder) is not None)
+                return root
         except (OSError, RuntimeError) as error:  # the latter where a file system has no locks
             raise DataError(f"{self.title}: the download into {root} failed ({error}); {self.help()}") from error
-        return root
+        raise DataError(f"{self.title}: nothing is at {root}, and it has to be fetched by hand; {self.help()}")
 
     def help(self) -> str:
         """Return what a user can do: what to fetch, from where, and where to put it."""

@@ -49,12 +49,12 @@ class Adjustable(Protocol):
 
 @dataclass
 class Spent:
-    """What a site's forms take in a forward.
+    """What a site keeps in a forward, in which it may be used several times.
 
     Attributes:
-        nbytes: Bytes of all of them.
-        uses: How many they are.
-        elements: Elements of the activations that they are of.
+        nbytes: Bytes of all its forms.
+        uses: How often it packed.
+        elements: Elements of all activations that it packed.
     """
 
     nbytes: int = 0
@@ -65,10 +65,13 @@ class Spent:
         """Count one more form."""
         self.nbytes, self.uses, self.elements = self.nbytes + nbytes, self.uses + 1, self.elements + elements
 
-    @property
-    def each(self) -> int:
-        """Bytes of a form, on average."""
-        return self.nbytes // self.uses
+    def share(self, elements: int) -> int:
+        """Return the bytes of a form that is of so many of the elements."""
+        return self.nbytes * elements // self.elements
+
+    def whole(self, nbytes: int, elements: int) -> int:
+        """Return the bytes of all forms, if one of so many elements takes so many bytes."""
+        return nbytes * self.elements // elements
 
     def is_like(self, elements: int) -> bool:
         """Say whether activations have about as many elements as one of these."""
@@ -87,13 +90,15 @@ class Allowance:
         options: Their settings, as the plan measured them.
         chosen: The number of each one's setting.
         spent: What the forms of this forward take so far, by site.
+        taken: Bytes of all of them.
         expected: What they take in the end, by the last forward.
         ahead: Bytes of that which are still to come.
         foreseen: Bytes that the model was expected to hold by the last correction in this forward; 0 without one.
         repacked: The last site of this forward whose form was not afforded.
         short: Whether the last forward took less than it should.
         void: Whether no conclusion is to be drawn from this forward.
-        largest: Most elements of a forward.
+        largest: Most elements of a forward, of those that came lately.
+        smaller: Forward passes in a row that had fewer.
         forwards: Forward passes so far.
         took: What each setting took, and in which forward.
         pause: Forward passes from the last choice to the next.
@@ -106,6 +111,7 @@ class Allowance:
     options: dict[str, Sequence[Option]] = field(default_factory=dict)
     chosen: dict[str, int] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
+    taken: int = 0
     expected: dict[str, Spent] = field(default_factory=dict)
     ahead: int = 0
     foreseen: int = 0
@@ -113,6 +119,7 @@ class Allowance:
     short: bool = False
     void: bool = False
     largest: int = 0
+    smaller: int = 0
     forwards: int = 0
     took: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     pause: int = 1
@@ -125,10 +132,15 @@ class Allowance:
 
     def add(self, name: str, nbytes: int, elements: int) -> None:
         """Note what a site keeps; nothing that is made again in backward, and so is not held."""
-        if torch._C._current_graph_task_id() == -1:
+        if elements and torch._C._current_graph_task_id() == -1:
+            usual = self.expected.get(name)
+            if usual is not None and usual.uses > 1 and name not in self.spent:
+                # Its other uses will do as the first.
+                self._expect(name, usual.whole(nbytes, elements))
             self.spent.setdefault(name, Spent()).add(nbytes, elements)
-            if name in self.expected:
-                self.ahead = max(0, self.ahead - self.expected[name].each)
+            self.taken += nbytes
+            if usual is not None:
+                self.ahead = max(0, self.ahead - usual.share(elements))
 
     def affords(self, name: str, nbytes: int, elements: int) -> bool:
         """Say whether a site may keep a form of so many bytes; if not, it has another setting now, to pack again by.
@@ -138,7 +150,10 @@ class Allowance:
         usual = self.expected.get(name)
         if usual is None or not usual.is_like(elements) or self.void or torch._C._current_graph_task_id() != -1:
             return True
-        held = self._fixed + self.taken + nbytes + max(0, self.ahead - usual.each)
+        first = name not in self.spent
+        # A first use tells of the site's other ones.
+        known, told = (usual.nbytes, usual.whole(nbytes, elements)) if first else (usual.share(elements), nbytes)
+        held = self._fixed + self.taken + told + max(0, self.ahead - known)
         if _SHORT * self.budget <= held <= _OVER * self.budget or abs(held - self.foreseen) < _MOVED * self.budget:
             return True
         over = held > _OVER * self.budget
@@ -146,8 +161,8 @@ class Allowance:
         if self.short and not over and name != self.repacked:
             return True
         waiting = [site for site in self.sites if site in self.expected and site not in self.spent and site != name]
-        again = name in self.sites and name not in self.spent and (over or name == self.repacked or not waiting)
-        if not self._correct(name, nbytes, waiting, again):
+        again = name in self.sites and first and (over or name == self.repacked or not waiting)
+        if not self._correct(name, told, self.ahead - known, waiting, again):
             return True
         self.repacked = name
         return False
@@ -157,11 +172,6 @@ class Allowance:
         self.void = True
 
     @property
-    def taken(self) -> int:
-        """Bytes of the forms of this forward so far."""
-        return sum(spent.nbytes for spent in self.spent.values())
-
-    @property
     def _fixed(self) -> int:
         """Bytes that the model holds besides forms."""
         return self.budget - self.form_bytes
@@ -169,16 +179,23 @@ class Allowance:
     @uncompiled
     def __call__(self, model: nn.Module, args: Any) -> None:
         """Start a forward: look at what the one before it took."""
-        if not (model.training and torch.is_grad_enabled()) or torch._C._current_graph_task_id() != -1:
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         spent, void = self.spent, self.void
-        self.spent, self.void, self.foreseen, self.repacked = {}, False, 0, ""
+        self.spent, self.taken, self.void, self.foreseen, self.repacked = {}, 0, False, 0, ""
         elements = sum(site.elements for site in spent.values())
-        if not void and elements and elements >= _FULL * self.largest:
-            self.largest = max(self.largest, elements)
+        if not void and elements and self._counts(elements):
             self.expected = spent
             self._follow(spent)
         self.ahead = sum(site.nbytes for site in self.expected.values())
+
+    def _counts(self, elements: int) -> bool:
+        """Say whether a forward of so many elements says something of those to come."""
+        self.smaller = 0 if elements >= _FULL * self.largest else self.smaller + 1
+        if self.smaller >= _LONGEST:  # Batches are smaller now, or layers were frozen.
+            self.largest, self.smaller = elements, 0
+        self.largest = max(self.largest, elements)
+        return not self.smaller
 
     def _follow(self, spent: Mapping[str, Spent]) -> None:
         self.forwards += 1
@@ -194,20 +211,21 @@ class Allowance:
             others = sum(site.nbytes for name, site in spent.items() if name not in self.sites)
             self._choose(list(self.sites), others)
 
-    def _correct(self, name: str, nbytes: int, waiting: Sequence[str], again: bool) -> bool:
+    def _correct(self, name: str, told: int, ahead: int, waiting: Sequence[str], again: bool) -> bool:
         """Choose anew for what is still to come, with the form at hand of so many bytes; say if that one is to change.
 
         Args:
             name: The site at hand.
-            nbytes: Bytes of its form.
+            told: Bytes of its form, and of those of its other uses where this is the first.
+            ahead: Bytes of the forms of other sites that are still to come.
             waiting: Sites with a choice that are still to come.
             again: Whether the one at hand may be packed again.
         """
-        ahead = self.ahead - self.expected[name].each - sum(self.expected[site].nbytes for site in waiting)
         before = self.chosen.get(name)
         if again:
-            self.took[name][self.chosen[name]] = (nbytes, self.forwards)
-        taken = self.taken + max(0, ahead) + (0 if again else nbytes)
+            self.took[name][self.chosen[name]] = (told, self.forwards)
+        ahead -= sum(self.expected[site].nbytes for site in waiting)
+        taken = self.taken + max(0, ahead) + (0 if again else told)
         self.foreseen = self._fixed + taken + self._choose([*waiting, name] if again else waiting, taken)
         return self.chosen.get(name) != before
 
@@ -247,9 +265,13 @@ class Allowance:
         self.chosen[name] = number
         self.sites[name].choose(self.options[name][number])
         self.took[name][number] = (nbytes, self.forwards)
-        if (usual := self.expected.get(name)) is not None and name not in self.spent:
-            self.ahead += nbytes - usual.nbytes
-            usual.nbytes = nbytes
+        if name in self.expected and name not in self.spent:
+            self._expect(name, nbytes)
+
+    def _expect(self, name: str, nbytes: int) -> None:
+        """Expect so many bytes of a site in this forward."""
+        self.ahead += nbytes - self.expected[name].nbytes
+        self.expected[name].nbytes = nbytes
 
     def state(self) -> dict[str, Any]:
         """Return what was learnt, for a checkpoint: plain values, lists and dictionaries."""
@@ -257,9 +279,9 @@ class Allowance:
             name: [[number, nbytes, when] for number, (nbytes, when) in entries.items()]
             for name, entries in self.took.items()
         }
-        parts = {part: {name: astuple(site) for name, site in getattr(self, part).items()} for part in _PARTS}
-        numbers = {name: getattr(self, name) for name in _NUMBERS}
-        return numbers | parts | {"chosen": dict(self.chosen), "took": took}
+        parts = {part: {name: list(astuple(site)) for name, site in getattr(self, part).items()} for part in _PARTS}
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return plain | parts | {"chosen": dict(self.chosen), "took": took}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned.
@@ -273,12 +295,13 @@ class Allowance:
             if number != self.chosen[name]:
                 self.chosen[name] = number
                 self.sites[name].choose(self.options[name][number])
-        for name in _NUMBERS:
+        for name in _PLAIN:
             setattr(self, name, state[name])
         for part in _PARTS:
             setattr(self, part, {name: Spent(*numbers) for name, numbers in state[part].items()})
         self.took = {name: {n: (nbytes, when) for n, nbytes, when in rows} for name, rows in state["took"].items()}
 
 
-_NUMBERS = ("ahead", "foreseen", "repacked", "short", "void", "largest", "forwards", "pause", "rest")
+# Of the fields, those that a later step depends on; the others are set when a forward starts.
+_PLAIN = ("short", "void", "largest", "smaller", "forwards", "pause", "rest")
 _PARTS = ("spent", "expected")

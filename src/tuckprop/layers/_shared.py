@@ -46,12 +46,12 @@ class _Remembered:
 _choices: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def shared(x: Tensor, codec: Hashable, choose: Callable[[Tensor], Choice]) -> Choice:
+def shared(x: Tensor, codec: Callable[[], Hashable], choose: Callable[[Tensor], Choice]) -> Choice:
     """Return the choice for `x` under `codec`: that made for another layer, if `x` has not changed since, or a new one.
 
     Args:
         x: The activation.
-        codec: What the choice depends on besides `x`.
+        codec: Returns what the choice depends on besides `x`; `choose` may change it.
         choose: Makes the choice; called without gradients and without autocast.
 
     Returns:
@@ -61,9 +61,10 @@ def shared(x: Tensor, codec: Hashable, choose: Callable[[Tensor], Choice]) -> Ch
     if version != x._version:
         made = {}
         _choices[x] = (x._version, made)
-    choice: Choice | None = made[codec].recall() if codec in made else None
+    remembered: _Remembered | None = made.get(codec())
+    choice = None if remembered is None else remembered.recall()
     if choice is None:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             choice = choose(x.detach())
-        made[codec] = _Remembered(choice)
+        made[codec()] = _Remembered(choice)
     return choice

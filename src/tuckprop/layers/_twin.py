@@ -64,7 +64,9 @@ class Site:
         choice = Choice(None, x.numel())
         held = holder(x)
         if may_shrink(self.codec, x.shape) and (held is None or (held is Holder.CALLER and _observers)):
-            choice = shared(x, self.codec, lambda x: self._choose(x, lambda: self._form(x), counts=held is None))
+            choice = shared(
+                x, lambda: self.codec, lambda x: self._choose(x, lambda: self._form(x), counts=held is None)
+            )
         elif held is None:
             self._count(x, None)
         kept = DensePacked(x) if choice.kept is None or held is not None else choice.kept

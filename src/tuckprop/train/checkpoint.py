@@ -11,7 +11,7 @@ from tuckprop.whole_file import whole_file
 from tuckprop.zoo.weights import why_unread
 
 FILE = "checkpoint.pt"
-_FORMAT = "tuckprop checkpoint 1"
+_FORMAT = "tuckprop checkpoint 2"
 
 
 def save_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:

@@ -4,7 +4,10 @@ Tested with servers on the same machine; the public ones were not tried, as this
 """
 
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +23,8 @@ from tuckprop.zoo.weights import Loaded, find_heads, load_state
 _CLASSIFIERS = {"mobilenetv2": "mobilenet_v2", "resnet18": "resnet18", "resnet34": "resnet34", "swin_t": "swin_t"}
 _ENCODERS = dict.fromkeys(("pspnet_r18", "deeplabv3_r18", "fcn_r18", "upernet_r18"), "resnet18")
 _ENCODERS |= dict.fromkeys(("pspnet_m", "deeplabv3_m", "fcn_m"), "mobilenet_v2")
+# torch.hub's hashes are the first digits of SHA-256.
+_HASH = re.compile(r"-[a-f0-9]{8,}\.[a-z.]+$")
 _MCUNETS = {"mcunet": mcunet_weights.folded, "mcunet_bn": mcunet_weights.renamed}
 
 
@@ -82,17 +87,31 @@ def _load_timm(model: nn.Module, name: str) -> Loaded:
     timm = import_timm()
     if not timm.models.is_model_pretrained(name):
         raise ConfigError(f"network 'timm:{name}' has no weights in timm's hub; use --weights FILE")
-    # Of files that come by torch.hub it then compares the hash in their names; the other hub's client needs none.
-    timm.models.set_pretrained_check_hash(True)
     # timm fits the first layer to the images' channels: it sums or repeats the weights of the three colours.
     channels = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
     try:
-        theirs: nn.Module = timm.create_model(name, pretrained=True, in_chans=channels)
+        with _checking_hash(timm, name):
+            theirs: nn.Module = timm.create_model(name, pretrained=True, in_chans=channels)
     except Exception as error:  # a hub's client raises many kinds
         raise _unreachable(f"timm:{name}", f"timm's {name}", error) from error
     # A name, or some: a network that learns from a teacher has a classifier for it besides.
     heads = timm.get_pretrained_cfg(name).classifier or find_heads(model)
     return load_state(model, theirs.state_dict(), f"timm's {name}", heads=[heads] if isinstance(heads, str) else heads)
+
+
+@contextmanager
+def _checking_hash(timm: Any, name: str) -> Iterator[None]:
+    """Have timm compare the hash in the name of a file that comes by torch.hub; the other hub's client needs none.
+
+    torch.hub takes any hexadecimal digits between a hyphen and a point for one, such as the 300e of a schedule.
+    """
+    builder = importlib.import_module("timm.models._builder")
+    before = builder._CHECK_HASH
+    timm.models.set_pretrained_check_hash(bool(_HASH.search(timm.get_pretrained_cfg(name).url or "")))
+    try:
+        yield
+    finally:
+        timm.models.set_pretrained_check_hash(before)
 
 
 def _unreachable(name: str, source: str, error: Exception) -> DataError:
