@@ -7,15 +7,14 @@ momentum on real images, another batch each step.
 """
 
 import itertools
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import tyro
-from arms import NETWORKS, SEED, Network, Training, batches
-from environment import environment, in_words
+from arms import NETWORKS, Network, Training, batches
+from environment import add_record, environment, in_words
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -121,12 +120,10 @@ def main() -> None:
                     str(last), codec, f"{result.budget / 1000:,.0f}", f"{min(shares):.3f}", f"{max(shares):.3f}",
                     str(result.beyond(0.05)), str(result.beyond(0.1)), str(result.changed),
                 )  # fmt: skip
-                if options.out is not None:
-                    where = {"network": options.network, "last": last, "codec": codec, "times": times}
-                    with options.out.open("a") as file:
-                        file.write(json.dumps(where | asdict(result) | environment()) + "\n")
+                where = {"network": options.network, "last": last, "codec": codec, "times": times}
+                add_record(options.out, where | asdict(result), threads=options.threads)
     console.print(table)
-    console.print(f"{in_words(environment())}, seed {SEED}", highlight=False)
+    console.print(in_words(environment(threads=options.threads)), highlight=False)
 
 
 if __name__ == "__main__":

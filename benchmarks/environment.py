@@ -1,5 +1,6 @@
 """Where numbers come from: versions, device, processor, threads and seed, for every record and under every table."""
 
+import json
 import platform
 from pathlib import Path
 
@@ -21,6 +22,13 @@ def environment(device: torch.device | str = "cpu", threads: int | None = None, 
         "threads": torch.get_num_threads() if threads is None else threads,
         "seed": seed,
     }
+
+
+def add_record(out: Path | None, record: dict[str, object], device: str = "cpu", threads: int | None = None) -> None:
+    """Add a record, with where it comes from, to a JSONL file, if there is to be one."""
+    if out is not None:
+        with out.open("a") as file:
+            file.write(json.dumps(record | environment(device, threads)) + "\n")
 
 
 def in_words(found: dict[str, object]) -> str:

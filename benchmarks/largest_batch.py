@@ -9,7 +9,6 @@ the benchmark ends with what the try wrote to stderr.
 """
 
 import ctypes
-import json
 import resource
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 import tyro
 from arms import NETWORKS, Training, batches
-from environment import environment, in_words
+from environment import add_record, environment, in_words
 from rich.console import Console
 from rich.table import Table
 
@@ -178,13 +177,11 @@ def main() -> None:
         for method in options.methods:
             found = largest(options, network, method)
             rows.setdefault(network, {})[method] = found
-            if options.out is not None:
-                record = {
-                    "network": network, "method": method, "resolution": NETWORKS[network].resolution,
-                    "limit_mb": options.limit_mb, "steps": options.steps, "batch": found.batch, "capped": found.capped,
-                }  # fmt: skip
-                with options.out.open("a") as out:
-                    out.write(json.dumps(record | environment("cpu", options.threads)) + "\n")
+            record: dict[str, object] = {
+                "network": network, "method": method, "resolution": NETWORKS[network].resolution,
+                "limit_mb": options.limit_mb, "steps": options.steps, "batch": found.batch, "capped": found.capped,
+            }  # fmt: skip
+            add_record(options.out, record, threads=options.threads)
     show(options, rows)
 
 

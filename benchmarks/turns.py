@@ -1,6 +1,5 @@
 """Methods side by side on one network: a process each, steps in turns, and the memory of a step in that process."""
 
-import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from statistics import quantiles
 
 import torch
 from arms import Network, Training, batches
-from environment import environment
+from environment import add_record
 from step_memory import StepMemory, step_memory
 
 from tuckprop.memory import keep_freed_memory
@@ -134,11 +133,7 @@ def compare(settings: Settings, network: Network, methods: Sequence[str]) -> dic
 
 def write_record(settings: Settings, record: dict[str, object]) -> None:
     """Add a record to the file that the settings name, if any, with where it comes from."""
-    if settings.out is None:
-        return
-    with settings.out.open("a") as out:
-        record = record | {"keep_freed": settings.keep_freed}
-        out.write(json.dumps(record | environment(settings.device, settings.threads)) + "\n")
+    add_record(settings.out, record | {"keep_freed": settings.keep_freed}, settings.device, settings.threads)
 
 
 def _work(connection: Connection, settings: Settings, network: Network, method: str) -> None:

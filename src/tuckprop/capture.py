@@ -45,9 +45,8 @@ def capture(model: nn.Module, *, patience: int = 16) -> nn.Module:
     modules, and memory of parameters and buffers, up to eight; one that has not been asked for in 256 calls makes room
     for another. Any other call runs as usual: in eval mode, without gradients, with arguments other than tensors on the
     device and plain values, under hooks on saved tensors, within a transform or a compiled function, while an earlier
-    output waits for its backward, and where the model cannot be captured: where it reads numbers off the
-    device, branches on them, or saves the state of random numbers, as `tuckprop.recompute` and
-    `torch.utils.checkpoint` do.
+    output waits for its backward, and where the model cannot be captured: where it reads numbers off the device,
+    branches on them, or saves the state of random numbers, as `tuckprop.recompute` and `torch.utils.checkpoint` do.
 
     What else Python decides in a forward is decided once, when it is captured: a rate of dropout that a schedule
     changes, layers that are skipped at random by the host, an attribute that is a number.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -23,11 +24,15 @@ def test_gradients_accumulate_as_the_plain_ones(case: LayerCase, codec: Codec) -
         assert_close(got.grad, expected.grad, **TIGHT)
 
 
+def loss_and_inputs(case: LayerCase, codec: Codec) -> tuple[Tensor, list[Tensor]]:
+    """Return a converted layer's loss, and the tensors that it has gradients for."""
+    module, x = convert(case.module(), codec), case.input().requires_grad_()
+    return module(x).square().sum(), [x, *module.parameters()]
+
+
 @each_kind
 def test_backward_twice_with_a_retained_graph(case: LayerCase, codec: Codec) -> None:
-    module, x = convert(case.module(), codec), case.input().requires_grad_()
-    loss = module(x).square().sum()
-    inputs = [x, *module.parameters()]
+    loss, inputs = loss_and_inputs(case, codec)
     first = torch.autograd.grad(loss, inputs, retain_graph=True)
     second = torch.autograd.grad(loss, inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -49,9 +54,7 @@ def test_double_backward_says_that_it_cannot(case: LayerCase, codec: Codec, line
 
 @each_kind
 def test_create_graph_alone_does_no_harm(case: LayerCase, codec: Codec) -> None:
-    module, x = convert(case.module(), codec), case.input().requires_grad_()
-    loss = module(x).square().sum()
-    inputs = [x, *module.parameters()]
+    loss, inputs = loss_and_inputs(case, codec)
     expected = torch.autograd.grad(loss, inputs, retain_graph=True)
     got = torch.autograd.grad(loss, inputs, create_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch.utils.data import Dataset
 import tuckprop
 from tuckprop.codecs import Codec
 
+each_codec = pytest.mark.parametrize(
+    "codec", [tuckprop.HOSVD(0.8), tuckprop.Subspace(0.8), tuckprop.ASI()], ids=lambda codec: codec.label
+)
 BATCH, RATE = 8, 0.05
 PICTURES = F.interpolate(torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)), (16, 16))
 

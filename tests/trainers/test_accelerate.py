@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.trainers.case import RATE, assert_same, batches, by_hand, network
-from tuckprop import ASI, HOSVD, Subspace, WarmState, measure
+from tests.trainers.case import RATE, assert_same, batches, by_hand, each_codec, network
+from tuckprop import HOSVD, WarmState, measure
 from tuckprop.codecs import Codec
 from tuckprop.layers import Twin
 
 accelerate = pytest.importorskip("accelerate")
-
-each_codec = pytest.mark.parametrize("codec", [HOSVD(0.8), Subspace(0.8), ASI()], ids=lambda codec: codec.label)
 
 
 class Training:

@@ -9,15 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from tests.trainers.case import BATCH, RATE, Pictures, assert_same, batches, by_hand, network
-from tuckprop import ASI, HOSVD, Subspace, WarmState
+from tests.trainers.case import BATCH, RATE, Pictures, assert_same, batches, by_hand, each_codec, network
+from tuckprop import WarmState
 from tuckprop.codecs import Codec
 from tuckprop.zoo._torchvision import import_torchvision
 
 import_torchvision()  # Lightning's metrics import it, and it does not import beside every build of torch.
 lightning = pytest.importorskip("lightning")
-
-each_codec = pytest.mark.parametrize("codec", [HOSVD(0.8), Subspace(0.8), ASI()], ids=lambda codec: codec.label)
 
 
 class Module(lightning.LightningModule):  # type: ignore[misc]

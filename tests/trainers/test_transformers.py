@@ -9,16 +9,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.trainers.case import BATCH, RATE, Pictures, assert_same, batches, by_hand, network
-from tuckprop import ASI, HOSVD, Subspace, WarmState
+from tests.trainers.case import BATCH, RATE, Pictures, assert_same, batches, by_hand, each_codec, network
+from tuckprop import HOSVD, WarmState
 from tuckprop.codecs import Codec
 from tuckprop.zoo._torchvision import import_torchvision
 
 import_torchvision()  # transformers imports it, and it does not import beside every build of torch.
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
-
-each_codec = pytest.mark.parametrize("codec", [HOSVD(0.8), Subspace(0.8), ASI()], ids=lambda codec: codec.label)
 
 
 class Classifier(nn.Module):

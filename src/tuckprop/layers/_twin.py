@@ -87,7 +87,7 @@ class Site:
     def _choose(self, x: Tensor, compress: Callable[[], Packed], counts: bool) -> Choice:
         try:
             form = compress()
-            tries = _TRIES if counts and self.allowance is not None else 0
+            tries = _TRIES if counts else 0
             while tries and not self._affords(x, form):
                 form, tries = compress(), tries - 1
         except (NotFactorableError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
@@ -97,21 +97,19 @@ class Site:
             if self.allowance is not None:
                 self.allowance.ignore()
             return Choice(None, x.numel())
-        kept = form if is_smaller(form, x) else None
         if counts:
-            self._count(x, kept)
-        return Choice(kept, form.paper_count())
+            self._count(x, form)
+        return Choice(form if is_smaller(form, x) else None, form.paper_count())
 
     def _form(self, x: Tensor) -> Packed:
         return (self.tracker or self.codec).compress(x)
 
     def _affords(self, x: Tensor, form: Packed) -> bool:
-        assert self.allowance is not None
-        return self.allowance.affords(self.name, min(form.nbytes, plain_bytes(x)), x.numel())
+        return self.allowance is None or self.allowance.affords(self.name, kept_bytes(x, form), x.numel())
 
-    def _count(self, x: Tensor, kept: Packed | None) -> None:
+    def _count(self, x: Tensor, form: Packed | None) -> None:
         if self.allowance is not None:
-            self.allowance.add(self.name, plain_bytes(x) if kept is None else kept.nbytes, x.numel())
+            self.allowance.add(self.name, kept_bytes(x, form), x.numel())
 
 
 def may_shrink(codec: Codec, shape: Size) -> bool:
@@ -122,6 +120,11 @@ def may_shrink(codec: Codec, shape: Size) -> bool:
 def is_smaller(packed: Packed, x: Tensor) -> bool:
     """Say whether the packed form is worth keeping: never hold more than plain PyTorch would."""
     return packed.nbytes < plain_bytes(x)
+
+
+def kept_bytes(x: Tensor, form: Packed | None) -> int:
+    """Return the bytes of what is kept of `x`: its form, or where there is none, or none that is smaller, itself."""
+    return plain_bytes(x) if form is None else min(form.nbytes, plain_bytes(x))
 
 
 def plain_bytes(x: Tensor) -> int:
