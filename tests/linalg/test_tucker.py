@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from tests.cases import decaying
 from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.linalg.modes import expand
-from tuckprop.linalg.tucker import hosvd, modes_worth_factoring, project
+from tuckprop.linalg.tucker import hosvd, measured_project, modes_worth_factoring, project
 
 sizes_and_ranks = st.lists(
     st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), min_size=1, max_size=5
@@ -57,6 +57,22 @@ def test_project_is_the_same_in_any_order() -> None:
     expected = torch.einsum("abc,ai,bj,ck->ijk", x, factors[0], factors[1], factors[2])
     assert_close(project(x, factors), expected, rtol=1e-12, atol=1e-12)
     assert project(x, {}) is x
+
+
+@given(
+    st.sampled_from([(8, 12, 16, 16), (8, 12, 8, 8), (8, 40, 40), (3, 5, 7), (64, 130)]),
+    st.sets(st.integers(0, 3)),
+    st.integers(1, 6),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_measured_project_is_project_and_the_energy(
+    shape: tuple[int, ...], modes: set[int], rank: int, dtype: torch.dtype
+) -> None:
+    x = decaying(shape, seed=1, dtype=dtype)
+    factors = {mode: decaying((shape[mode], rank), seed=mode, dtype=dtype) for mode in modes if mode < len(shape)}
+    core, energy = measured_project(x, factors)
+    assert torch.equal(core, project(x, factors))
+    assert energy == pytest.approx(float(x.double().square().sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

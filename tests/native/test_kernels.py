@@ -276,6 +276,30 @@ def test_product_of_rows(count: int, size: int, columns: int) -> None:
 
 
 @needs_compiler
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 40), st.integers(1, 250))
+def test_a_measured_product_has_the_energy_of_the_stack(samples: int, size: int, rows: int, positions: int) -> None:
+    stack, matrix = torch.randn(samples, size, positions), torch.randn(size, rows)
+    out, expected = torch.empty(samples, rows, positions), torch.empty(samples, rows, positions)
+    energy = native.measured_product(stack, matrix, out)
+    native.product(stack, matrix, expected)
+    assert torch.equal(out, expected)
+    assert energy == pytest.approx(float(stack.double().square().sum()), rel=1e-6)
+
+
+@needs_compiler
+def test_a_measured_product_is_the_same_for_any_number_of_threads() -> None:
+    stack, matrix, before = torch.randn(7, 40, 300), torch.randn(40, 9), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(native.measured_product(stack, matrix, torch.empty(7, 9, 300)))
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found)) == 1
+
+
+@needs_compiler
 def test_gram_leaves_small_sizes() -> None:
     assert native.gram(torch.ones(3, 5, 7)) is None
     assert native.gram(torch.ones(3, 5, 1)) is None

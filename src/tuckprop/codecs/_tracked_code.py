@@ -15,8 +15,9 @@ from tuckprop.codecs._coded import CodedPacked
 from tuckprop.codecs._half import HalfPacked
 from tuckprop.codecs._recent import Key, Recent
 from tuckprop.codecs._tucker import TuckerPacked, counted
-from tuckprop.linalg.basis import check_energy, sum_of_squares
+from tuckprop.linalg.basis import check_energy
 from tuckprop.linalg.bits import CODE_BITS, packed_bytes
+from tuckprop.linalg.energy import sum_of_squares
 from tuckprop.linalg.fitted_code import FittedCode, fit
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.layout import flat, is_dense

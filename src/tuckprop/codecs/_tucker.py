@@ -1,6 +1,7 @@
 """A core and orthonormal factors: the form that HOSVD, SVD and tracked subspaces share."""
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from math import prod
 
 import torch
@@ -8,7 +9,7 @@ from torch import Size, Tensor
 
 from tuckprop.codecs._base import Packed
 from tuckprop.linalg.basis import NotFactorableError
-from tuckprop.linalg.layout import memory_order
+from tuckprop.linalg.layout import inverse, memory_order
 from tuckprop.linalg.modes import expand
 
 # Shape, factored axes (ascending), and ranks as the paper counts them.
@@ -37,7 +38,7 @@ class TuckerPacked(Packed):
         """Return the core and the factors, by ascending axis."""
         return (self.core, *(self.factors[axis] for axis in sorted(self.factors)))
 
-    @property
+    @cached_property
     def meta(self) -> _Meta:
         """The shape, the factored axes and the counted ranks."""
         return tuple(self.shape), tuple(sorted(self.factors)), self.ranks
@@ -48,7 +49,7 @@ class TuckerPacked(Packed):
         core, *factors = tensors
         return cls(core, dict(zip(meta[1], factors, strict=True)), meta[2])
 
-    @property
+    @cached_property
     def shape(self) -> Size:
         """Shape of the activation."""
         return Size(self.factors[a].shape[0] if a in self.factors else n for a, n in enumerate(self.core.shape))
@@ -122,6 +123,6 @@ def in_order(parts: Parts, order: Sequence[int], dtype: torch.dtype) -> TuckerPa
 def put_back(parts: Parts, order: Sequence[int]) -> TuckerPacked:
     """Return the packed form of a tensor from that of the tensor with its axes in this order, in the dtypes it has."""
     core, factors, ranks = parts
-    back = [order.index(axis) for axis in range(len(order))]
+    back = inverse(tuple(order))
     kept = {order[axis]: matrix for axis, matrix in factors.items()}
     return TuckerPacked(core.permute(back), kept, tuple(ranks[axis] for axis in back))

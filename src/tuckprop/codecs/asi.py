@@ -12,7 +12,8 @@ from tuckprop.codecs._recent import Recent
 from tuckprop.codecs._recomputation import Recomputation
 from tuckprop.codecs._tucker import in_memory_order
 from tuckprop.errors import ConfigError
-from tuckprop.linalg.basis import check_energy, sum_of_squares, working_dtype
+from tuckprop.linalg.basis import check_energy, working_dtype
+from tuckprop.linalg.energy import sum_of_squares
 from tuckprop.linalg.iteration import iterate
 from tuckprop.linalg.lagged import capturing, waiting_costs
 from tuckprop.linalg.standardised import Standardised

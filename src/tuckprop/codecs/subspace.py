@@ -6,7 +6,7 @@ as few-bit numbers of levels (`_tracked_code.py`), and no basis is tracked.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from math import isnan, prod
+from math import isnan
 from typing import Any
 
 import torch
@@ -24,14 +24,14 @@ from tuckprop.codecs._tucker import Parts, TuckerPacked, in_order
 from tuckprop.codecs.dense import DensePacked
 from tuckprop.codecs.hosvd import check_epsilon
 from tuckprop.errors import ConfigError
-from tuckprop.linalg.basis import check_energy, spectrum, sum_of_squares, working_dtype
-from tuckprop.linalg.energy import Energy
+from tuckprop.linalg.basis import check_energy, spectrum, working_dtype
+from tuckprop.linalg.energy import Energy, sum_of_squares
 from tuckprop.linalg.lagged import capturing, waiting_costs
-from tuckprop.linalg.layout import is_dense, memory_order
+from tuckprop.linalg.layout import inverse, is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
 from tuckprop.linalg.remembered import Remembered
 from tuckprop.linalg.standardised import Standardised
-from tuckprop.linalg.tucker import modes_worth_factoring, project
+from tuckprop.linalg.tucker import measured_project, modes_worth_factoring, project
 
 # A core this many times smaller than the activation is not worth a decomposition of its batch mode.
 _SMALL = 256
@@ -178,44 +178,46 @@ class SubspaceTracker:
 
     def _factor(self, stays: bool, half: bool, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
         like = y.x if isinstance(y, Standardised) else y
-        energy = y.energy if isinstance(y, Standardised) else Energy.of(y)
-        lagging = waiting_costs(like.device)
-        whole_energy = 0.0 if lagging else energy.read()
-        if not lagging:
-            check_energy(whole_energy, like)
-        self.uses += not stays
-        mode, sizes = order.index(0), y.shape
-        key = tuple(sizes[order.index(axis)] for axis in range(1, len(order)))
+        places = inverse(order)
+        key = tuple(like.shape[place] for place in places[1:])
         known = self.bases.get(key)
-        core, missed = None, False
         usable = known is not None and (stays or known.age < self.horizon)
-        if lagging and known is not None and usable and not stays:
+        # Where waiting for it costs, what is lost is read at the next activation.
+        lagged = _energy(y) if waiting_costs(like.device) else None
+        core, missed, energy = None, False, 0.0
+        if lagged is not None and known is not None and usable and not stays:
             usable, missed = self._served(known)
         if known is not None and usable:
-            core = project(y, {order.index(axis): basis.to(like) for axis, basis in known.factors.items()})
-            if not lagging and not stays and whole_energy:
-                lost = 1 - float(sum_of_squares(core)) / whole_energy
-                missed = self._misses(lost, known)
-                core = core if self._fits(lost, known) else None
+            factors = {places[axis]: basis.to(like) for axis, basis in known.factors.items()}
+            core, energy = _measured_project(y, factors) if lagged is None else (project(y, factors), 0.0)
+        elif lagged is None:
+            energy = _energy(y).read()
+        if lagged is None:
+            check_energy(energy, like)
+        self.uses += not stays
+        if known is not None and core is not None and energy and not stays:
+            lost = 1 - float(sum_of_squares(core)) / energy
+            missed = self._misses(lost, known)
+            core = core if self._fits(lost, known) else None
         if known is None or core is None:
-            if lagging:
-                whole_energy = energy.read()
-                check_energy(whole_energy, like)
+            if lagged is not None:
+                energy = lagged.read()
+                check_energy(energy, like)
             dense = y.dense() if isinstance(y, Standardised) else y
-            known, core = self._refresh(dense, order, whole_energy, known, missed, half)
+            known, core = self._refresh(dense, order, energy, known, missed, half)
         # As they are kept: a copy would be held beside them.
-        factors = {order.index(axis): basis if half else basis.to(core) for axis, basis in known.factors.items()}
+        factors = {places[axis]: basis if half else basis.to(core) for axis, basis in known.factors.items()}
         batch = dict[int, Tensor]()
-        if lagging:
-            known = self._measure(known, key, energy, core, stays)
+        if lagged is not None:
+            known = self._measure(known, key, lagged, core, stays)
         elif known.batch_pays:
-            core, batch = self._factor_batch(core, mode, prod(sizes))
+            core, batch = self._factor_batch(core, places[0], like.numel())
             factors |= batch
         if not known.age:
             known = replace(known, batch_pays=bool(batch))
         if not stays or not known.age:
             self.bases[key] = replace(known, age=known.age + 1)
-        rank = core.shape[mode] if batch else 0  # 0: no factor to count
+        rank = core.shape[places[0]] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
 
     def _measure(self, known: Bases, key: Key, energy: Energy, core: Tensor, stays: bool) -> Bases:
@@ -311,6 +313,17 @@ class SubspaceTracker:
         if known.misses + 1 < _PATIENCE or not known.factors:
             return known.misses + 1, known.whole
         return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
+
+
+def _energy(y: Tensor | Standardised) -> Energy:
+    return y.energy if isinstance(y, Standardised) else Energy.of(y)
+
+
+def _measured_project(y: Tensor | Standardised, factors: dict[int, Tensor]) -> tuple[Tensor, float]:
+    """Return the core of `y` and the energy of `y`, on a CPU."""
+    if isinstance(y, Standardised):
+        return project(y, factors), y.energy.read()
+    return measured_project(y, factors)
 
 
 def _before(known: Bases | None, axis: int) -> Remembered | None:

@@ -14,18 +14,9 @@ from tuckprop.codecs import Packed
 from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._plain_convolution import plain_gradients
-from tuckprop.linalg.layout import memory_format, memory_order
-from tuckprop.linalg.modes import MOVE, mode_product, product_cost
-
-# A convolution's own weight gradient runs at a third of the speed of a large product on one machine, at all of it on
-# another.
-_CONV_SLOWDOWN = 1.5
-_GROUPED_SLOWDOWN = 8
-
-# Each element that `factored_route` lays out anew is read and written, twice, with strides.
-_LAYOUTS = 8
-
-BATCH, CHANNEL, SPATIAL = 0, 1, 2
+from tuckprop.layers._route import BATCH, CHANNEL, SPATIAL, Route, cheapest_route, reducible
+from tuckprop.linalg.layout import inverse, memory_format, memory_order
+from tuckprop.linalg.modes import MOVE, mode_product
 
 
 class Operands(NamedTuple):
@@ -50,17 +41,13 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
     operands = Operands(*packed.partial(range(grad.dim())))
     if not operands.factors:
         return dense_route(operands.core, grad, weight, geometry)
-    kept = _reducible(geometry)
-    factored, reduced, dense = (
-        factored_cost(operands, grad, weight, geometry),
-        rebuilt_cost(operands, grad, weight, geometry, keep=kept),
-        rebuilt_cost(operands, grad, weight, geometry, keep=()),
-    )
-    if factored <= min(reduced, dense):
+    factors = tuple((axis, *factor.shape) for axis, factor in operands.factors.items())
+    route = cheapest_route(operands.core.shape, factors, grad.shape, weight.shape, geometry)
+    if route is Route.FACTORED:
         return factored_route(operands, grad, weight, geometry)
-    if dense <= reduced:
+    if route is Route.DENSE:
         return dense_route(packed.dense(), grad, weight, geometry)
-    return reduced_route(Operands(*packed.partial(kept)), grad, weight, geometry)
+    return reduced_route(Operands(*packed.partial(reducible(geometry))), grad, weight, geometry)
 
 
 def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -74,11 +61,6 @@ def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> 
     gradient = plain_gradients(grad, geometry.pad_input(x), weight, geometry, (False, True, False))[1]
     assert gradient is not None
     return gradient
-
-
-def _reducible(geometry: Geometry) -> tuple[int, ...]:
-    """Axes whose factors commute with a convolution's weight gradient: the batch, and channels that are not grouped."""
-    return (BATCH, CHANNEL) if geometry.groups == 1 else (BATCH,)
 
 
 def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -101,16 +83,6 @@ def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     rows = gradient.flatten(2).transpose(1, 2)  # [o, (k..), rank]
     whole = (rows.reshape(-1, rows.shape[2]) @ factor.T).view(*rows.shape[:2], -1)
     return whole.transpose(1, 2).reshape(weight.shape)
-
-
-def _spatial_whole(axis: int, geometry: Geometry) -> bool:
-    """Whether this spatial axis can go without a factor: one tap that meets every position once."""
-    return (
-        geometry.kernel[axis] == 1
-        and geometry.stride[axis] == 1
-        and geometry.padding[axis] == (0, 0)
-        and not (geometry.output_padding and geometry.output_padding[axis])
-    )
 
 
 def factored_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -173,8 +145,10 @@ def _sum_positions(grad: Tensor, windows: dict[int, Tensor]) -> Tensor:
 
 def _product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     """Return `mode_product(x, matrix, mode)`, in the memory order of `x`, of which no copy is made."""
+    if x.is_contiguous():
+        return mode_product(x, matrix, mode)
     order = memory_order(x)
-    return mode_product(x.permute(order), matrix, order.index(mode)).permute([order.index(a) for a in range(x.dim())])
+    return mode_product(x.permute(order), matrix, order.index(mode)).permute(inverse(order))
 
 
 def _sum_ranks(
@@ -218,64 +192,6 @@ def _sum_ranks(
     if geometry.transposed:
         return gradient.movedim(-1, 1).reshape(shape)  # [g, c, o, k..]
     return gradient.movedim(-1, 2).reshape(shape)  # [g, o, c, k..]
-
-
-def factored_cost(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> float:
-    """Return the cost of `factored_route`, in operations of a large matrix product; infinite where it cannot go."""
-    core, factors = operands
-    elements, cost = float(grad.numel()), 0.0
-    if BATCH in factors:
-        size, rank = factors[BATCH].shape
-        cost += product_cost(elements, size, rank)
-        elements *= rank / size
-    sequential, left, joint_columns = 0.0, elements, 1
-    for axis, size in enumerate(grad.shape[2:]):
-        if SPATIAL + axis in factors:
-            columns = geometry.kernel[axis] * factors[SPATIAL + axis].shape[1]
-            sequential += left * (4 * columns + MOVE) + left * columns / size * MOVE
-            left *= columns / size
-            joint_columns *= columns
-        elif not _spatial_whole(axis, geometry):
-            return float("inf")
-    joint = elements * (2 * joint_columns + MOVE)
-    cost += min(joint, sequential)
-    if left > 2 * grad.numel():
-        return float("inf")  # Never hold more than about one more gradient.
-    taps = prod(geometry.kernel)
-    channels = core.shape[CHANNEL]
-    cost += _LAYOUTS * MOVE * (left + core.numel()) + 2 * left * channels / geometry.groups
-    return cost + 2 * grad.shape[1] * taps * channels * weight.shape[0 if geometry.transposed else 1]
-
-
-def rebuilt_cost(
-    operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry, *, keep: tuple[int, ...]
-) -> float:
-    """Return the cost of a weight gradient after all factors are multiplied out but those in `keep`.
-
-    That of `reduced_route` with all that can be kept, that of `dense_route` with none; in the unit of `factored_cost`.
-    """
-    core, factors = operands
-    elements, cost = float(core.numel()), 0.0
-    for axis, factor in sorted(factors.items(), key=lambda item: item[1].shape[0] / item[1].shape[1]):
-        if axis not in keep:
-            size, rank = factor.shape
-            cost += product_cost(elements, rank, size)
-            elements *= size / rank
-    grad_elements = float(grad.numel())
-    if BATCH in factors and BATCH in keep:
-        size, rank = factors[BATCH].shape
-        cost += product_cost(grad_elements, size, rank)
-        grad_elements *= rank / size
-    taps = prod(geometry.kernel)
-    inputs = weight.shape[1]  # Of a group; outputs of a group, if transposed.
-    slowdown = _GROUPED_SLOWDOWN if geometry.groups > 1 else _CONV_SLOWDOWN if taps > 1 else 1
-    if CHANNEL in factors and CHANNEL in keep:
-        rank = factors[CHANNEL].shape[1]
-        cost += 2 * weight.numel() * rank + MOVE * weight.numel()
-        if not geometry.transposed:
-            inputs = rank
-    windows = elements if geometry.transposed else grad_elements
-    return cost + slowdown * 2 * windows * taps * inputs + 2 * MOVE * (elements + grad_elements)
 
 
 __all__ = ["Operands", "dense_route", "factored_route", "reduced_route", "weight_gradient"]

@@ -13,8 +13,12 @@ from torch import Size, Tensor, nn
 from tuckprop import native
 from tuckprop.layers._geometry import Geometry
 
-# Elements of a plane from which on the detour costs more than the convolution (measured on two cores: 28 x 28).
-_PLANE = 784
+# Elements of a plane from which on the detour costs more than the convolution: where windows lie side by side and have
+# at most so many taps, and any (measured on two cores: 14 x 14 and 28 x 28).
+_PLANE, _LARGE_PLANE = 196, 784
+_FEW_TAPS = 25
+
+# With more taps than these, PyTorch's weight gradient is worse on planes of any size.
 _TAPS = 9
 
 
@@ -27,25 +31,32 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
         weight: [c, 1, k, l].
         geometry: The layer's geometry.
     """
-    return prod(shape[2:]) >= _PLANE and _possible(x, shape, weight, geometry)
+    return works_on_planes(shape, weight, geometry) and _worth(shape, geometry) and _possible(x, weight, geometry)
 
 
 def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     """Say whether `weight_gradient` takes these; arguments as for `serves`."""
-    worth = prod(shape[2:]) >= _PLANE or prod(geometry.kernel) > _TAPS
-    return worth and _possible(x, shape, weight, geometry)
+    if not works_on_planes(shape, weight, geometry):
+        return False
+    worth = _worth(shape, geometry) or prod(geometry.kernel) > _TAPS
+    return worth and _possible(x, weight, geometry)
 
 
 def works_on_planes(shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     """Say whether this is a depthwise convolution over planes, one kernel a channel, that kernels of our own know."""
     one_each = geometry.groups == shape[1] == weight.shape[0]
-    return len(geometry.kernel) == 2 and one_each and not geometry.transposed and not geometry.pads_explicitly
+    return one_each and len(geometry.kernel) == 2 and not geometry.transposed and not geometry.pads_explicitly
 
 
-def _possible(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
+def _worth(shape: Size, geometry: Geometry) -> bool:
+    """Say whether planes are large enough."""
+    dense = prod(geometry.stride) == 1 and prod(geometry.kernel) <= _FEW_TAPS
+    return prod(shape[2:]) >= (_PLANE if dense else _LARGE_PLANE)
+
+
+def _possible(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     return (
-        works_on_planes(shape, weight, geometry)
-        and prod(geometry.kernel) <= native.MOST_TAPS
+        prod(geometry.kernel) <= native.MOST_TAPS
         and type(x) in {Tensor, nn.Parameter}
         and x.is_contiguous()
         and native.serves(x)

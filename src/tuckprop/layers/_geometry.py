@@ -6,6 +6,8 @@ Index legend, one spatial axis: n input positions, m output positions, k kernel 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -36,27 +38,39 @@ class Geometry:
     output_padding: tuple[int, ...] = ()
     padding_mode: str = "zeros"
 
-    @property
+    @cached_property
     def implicit(self) -> tuple[int, ...]:
         """Zero padding that the convolution itself applies, the same before and after."""
         if self.padding_mode != "zeros":
             return (0,) * len(self.kernel)
         return tuple(min(pair) for pair in self.padding)
 
-    @property
+    @cached_property
     def explicit(self) -> tuple[tuple[int, int], ...]:
         """(before, after) padding that is applied to the input beforehand: what `implicit` leaves."""
         return tuple((p[0] - i, p[1] - i) for p, i in zip(self.padding, self.implicit, strict=True))
 
-    @property
+    @cached_property
     def window(self) -> tuple[tuple[int, ...], ...]:
         """Kernel, stride, implicit padding and dilation, as compiled kernels take them."""
         return self.kernel, self.stride, self.implicit, self.dilation
 
-    @property
+    @cached_property
     def pads_explicitly(self) -> bool:
         """Whether `explicit` is not all zero."""
         return any(before or after for before, after in self.explicit)
+
+    @cached_property
+    def is_one_product(self) -> bool:
+        """Whether it has one tap, which meets every position once, and all channels in one group."""
+        unpadded = not any(before or after for before, after in self.padding)
+        return not self.transposed and unpadded and prod(self.kernel) == prod(self.stride) == self.groups == 1
+
+    @cached_property
+    def is_three_by_three(self) -> bool:
+        """Whether it has 3 x 3 taps at stride 1, undilated, padded by at most 2, and all channels in one group."""
+        plain = prod(self.stride) == prod(self.dilation) == self.groups == 1 and not self.transposed
+        return plain and self.kernel == (3, 3) and not self.pads_explicitly and max(self.implicit) <= 2
 
     def pad_input(self, x: Tensor) -> Tensor:
         """Apply the explicit padding to `x` [batch, channels, spatial...]."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tuckprop import native
 from tuckprop.codecs import Packed
-from tuckprop.linalg.layout import is_dense, memory_order
+from tuckprop.linalg.layout import inverse, is_dense, memory_order
 from tuckprop.linalg.modes import NARROW, add_expanded, expand, mode_product
 
 # A core that is larger than this share of the tensor is not worth a route of its own.
@@ -98,7 +98,7 @@ def rebuild(packed: Packed, order: Sequence[int], but: int | None = None) -> Ten
     for axis in sorted(factors, key=lambda a: factors[a].shape[0] / factors[a].shape[1]):
         if axis != but:
             core = expand(core, factors[axis], order.index(axis))
-    return core.permute(_inverse(tuple(order)))
+    return core.permute(inverse(tuple(order)))
 
 
 class SummedFactor(NamedTuple):
@@ -133,7 +133,7 @@ class SummedFactor(NamedTuple):
         factor = self._with(torch.ones_like(self.factor[:, :1]))
         result = _scaled(grad.permute(self.order), _spread(scale, self.statistics, self.order), owned)
         add_expanded(result, torch.cat([weighted, constant], self.mode), factor, self.mode)
-        return result.permute(_inverse(self.order))
+        return result.permute(inverse(self.order))
 
     def _with(self, column: Tensor) -> Tensor:
         return torch.cat([self.factor, column], 1)
@@ -193,7 +193,7 @@ class StatisticsFactor:
         else:
             # Without a copy where there is one sample, or nothing before.
             self._stack(result).baddbmm_(factor.unsqueeze(1).expand(-1, before, -1, -1).flatten(0, 1), self._core)
-        return result.permute(_inverse(self.order))
+        return result.permute(inverse(self.order))
 
     def _served(self, grad: Tensor) -> bool:
         """Say whether the compiled kernels take it: one axis of statistics, and positions that they read at a time."""
@@ -218,10 +218,6 @@ def _spread(values: Tensor, statistics: tuple[int, ...], order: tuple[int, ...])
     for axis, size in zip(statistics, values.shape, strict=True):
         shape[axis] = size
     return values.view(shape).permute(order)
-
-
-def _inverse(order: tuple[int, ...]) -> list[int]:
-    return [order.index(axis) for axis in range(len(order))]
 
 
 def dense_gradient(grad: Tensor) -> Tensor:

@@ -29,9 +29,7 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
         geometry: The layer's geometry.
     """
     return (
-        prod(geometry.kernel) == prod(geometry.stride) == geometry.groups == 1
-        and not geometry.transposed
-        and not any(before or after for before, after in geometry.padding)
+        geometry.is_one_product
         and (prod(shape[2:]) >= _POSITIONS or (_fits(prod(shape[2:])) and native.serves(x)))
         and x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -46,6 +44,8 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
 
 def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     """Say whether `weight_gradient` takes these, in a work buffer no larger than input and output gradient together."""
+    if not geometry.is_one_product:
+        return False
     (outputs, channels), positions = weight.shape[:2], prod(shape[2:])
     small = outputs * channels <= (outputs + channels) * positions
     return small and positions >= _POSITIONS and serves(x, shape, weight, geometry)

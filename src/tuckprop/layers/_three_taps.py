@@ -32,11 +32,7 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
         geometry: The layer's geometry.
     """
     return (
-        geometry.kernel == (3, 3)
-        and prod(geometry.stride) == prod(geometry.dilation) == geometry.groups == 1
-        and not geometry.transposed
-        and not geometry.pads_explicitly
-        and max(geometry.implicit) <= 2
+        geometry.is_three_by_three
         and min(weight.shape[:2]) >= _CHANNELS
         and type(x) in {Tensor, nn.Parameter}
         and x.is_contiguous()

@@ -63,11 +63,6 @@ def working_dtype(dtype: torch.dtype, epsilon: float) -> torch.dtype:
     return torch.float32
 
 
-def sum_of_squares(x: Tensor) -> Tensor:
-    """Return the energy of `x`, a scalar; what is not contiguous is copied."""
-    return x.reshape(-1).dot(x.reshape(-1))
-
-
 def check_energy(energy: float, x: Tensor) -> None:
     """Check that squares of `x` neither overflow nor vanish, `energy` being their sum.
 

@@ -6,10 +6,14 @@ from math import inf, nan
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.basis import sum_of_squares
-
 # Of a variance, in single precision.
 _ROUNDING = 1e-6
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """Return the energy of `x`, a scalar; what is not contiguous is copied."""
+    row = x.reshape(-1)
+    return row.dot(row)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """How a tensor lies in memory: whoever works in that order needs no copy of a channels-last tensor."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -8,8 +11,14 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def is_dense(x: Tensor) -> bool:
     """Say whether the elements of `x` fill one stretch of memory, each place once, in whatever order."""
+    return x.is_contiguous() or _fills(x.shape, x.stride())
+
+
+# Layouts repeat from step to step, and small layers ask about them for as long as they compute.
+@lru_cache(maxsize=1024)
+def _fills(shape: Sequence[int], strides: Sequence[int]) -> bool:
     expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+    for stride, size in sorted(zip(strides, shape, strict=True)):
         if size != 1:
             if stride != expected:
                 return False
@@ -32,5 +41,15 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 def memory_order(x: Tensor) -> tuple[int, ...]:
     """Return the axes of `x` from the slowest in memory to the fastest; a dense tensor so permuted is contiguous."""
-    strides = x.stride()
-    return tuple(sorted(range(x.dim()), key=lambda axis: (-strides[axis], axis)))
+    return _order(x.stride())
+
+
+@lru_cache(maxsize=1024)
+def _order(strides: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(strides)), key=lambda axis: (-strides[axis], axis)))
+
+
+@lru_cache(maxsize=1024)
+def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the permutation that undoes this one: where each axis is in it."""
+    return tuple(order.index(axis) for axis in range(len(order)))

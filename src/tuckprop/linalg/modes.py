@@ -4,12 +4,15 @@ The mode-n unfolding of a tensor of shape [n_1, ..., n_d] is the matrix of its m
 A contiguous tensor seen from mode n is a stack [before, n, after]; both functions work on that view.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
 from tuckprop import gpu, native
+from tuckprop.linalg.energy import sum_of_squares
 
 # A copied slab of this many elements (4 MiB of float32) stays in cache and bounds the work memory.
 _SLAB = 1 << 20
@@ -25,9 +28,9 @@ MOVE = 32
 JOINT = 64
 
 # Compiled products are faster at stacks of products, and at matrices with a side of at most so many; they multiply rows
-# by matrices of so many elements at least. Smaller tensors are not worth a call.
+# by matrices of two columns and so many elements at least. Smaller tensors are not worth a call.
 NARROW = 64
-_TINY_PRODUCT = 256
+_TINY_PRODUCT = 16
 _LEAST_PRODUCT = 1 << 13
 
 # More than so many products of matrices of so many elements are done as one.
@@ -46,6 +49,12 @@ def product_cost(elements: float, before: int, after: int) -> float:
     return 2 * elements * after + MOVE * elements * (1 + after / before)
 
 
+@lru_cache(maxsize=4096)
+def stacked(shape: Sequence[int], mode: int) -> tuple[int, int, int]:
+    """Return the sizes of the stack [before, n, after] that a contiguous tensor of this shape is, seen from a mode."""
+    return prod(shape[:mode]), shape[mode], prod(shape[mode + 1 :])
+
+
 def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     """Contract axis `mode` of `x` with the rows of `matrix`: `y[.., k, ..] = sum_i x[.., i, ..] matrix[i, k]`.
 
@@ -57,9 +66,8 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     Returns:
         Shape [n_1, ..., k, ..., n_d], contiguous.
     """
-    shape = list(x.shape)
-    before, size, after = prod(shape[:mode]), shape[mode], prod(shape[mode + 1 :])
-    shape[mode] = matrix.shape[1]
+    before, size, after = stacked(x.shape, mode)
+    shape = [*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]]
     if _served(x, matrix, before, after):
         y = x.new_empty(shape)
         native.product(x.view(before, size, after), matrix.contiguous(), y.view(before, matrix.shape[1], after))
@@ -83,23 +91,45 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     return torch.bmm(matrix.T.expand(before, -1, -1), x.reshape(before, size, after)).reshape(shape)
 
 
+def measured_product(x: Tensor, matrix: Tensor, mode: int) -> tuple[Tensor, float]:
+    """Return `mode_product(x, matrix, mode)` and the energy of `x`, which is read once for both where a kernel serves.
+
+    Args:
+        x: Shape [n_1, ..., n_d], on a CPU.
+        matrix: Shape [n_mode, k].
+        mode: The axis of `x` to contract.
+
+    Returns:
+        Shape [n_1, ..., k, ..., n_d], contiguous; the sum of squares of `x`.
+    """
+    before, size, after = stacked(x.shape, mode)
+    if not _served(x, matrix, before, after):
+        return mode_product(x, matrix, mode), float(sum_of_squares(x))
+    y = x.new_empty([*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]])
+    stack, out = x.view(before, size, after), y.view(before, matrix.shape[1], after)
+    return y, native.measured_product(stack, matrix.contiguous(), out)
+
+
 def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
     """Say whether compiled kernels multiply the stack `x` [before, n, after] by a matrix [n, k], and faster."""
+    if x.numel() < _LEAST_PRODUCT or not native.serves(x):
+        return False
     narrow = min(matrix.shape) <= NARROW
     if after == 1:
-        worth = narrow and matrix.numel() >= _TINY_PRODUCT
+        worth = narrow and matrix.shape[1] > 1 and matrix.numel() >= _TINY_PRODUCT
     elif after % native.LANES == 0:
         # Where one product does all, a library is as fast once the matrix is large.
         worth = narrow or before > 1
     else:
         worth = before > 1 and not _many_tiny(matrix, before, after)
-    taken = worth and x.numel() >= _LEAST_PRODUCT and x.is_contiguous() and matrix.dtype == x.dtype and native.serves(x)
-    return taken and not _differentiates(x, matrix)
+    return worth and x.is_contiguous() and matrix.dtype == x.dtype and not _differentiates(x, matrix)
 
 
 def _served_on_a_gpu(x: Tensor, matrix: Tensor) -> bool:
     """Say whether kernels in Triton take a tensor and a matrix [n, k]."""
-    alike = x.is_cuda and x.dtype == matrix.dtype == torch.float32 and x.is_contiguous()
+    if not x.is_cuda:
+        return False
+    alike = x.dtype == matrix.dtype == torch.float32 and x.is_contiguous()
     return alike and gpu.serves(x) and not _differentiates(x, matrix)
 
 
@@ -119,7 +149,7 @@ def expand(core: Tensor, factor: Tensor, mode: int) -> Tensor:
 
 def add_expanded(total: Tensor, core: Tensor, factor: Tensor, mode: int) -> None:
     """Add `expand(core, factor, mode)` to the contiguous tensor `total`, without forming it."""
-    before, size, after = prod(total.shape[:mode]), total.shape[mode], prod(total.shape[mode + 1 :])
+    before, size, after = stacked(total.shape, mode)
     rank = core.shape[mode]
     if after > 1 and total.is_contiguous() and _served(core, factor.T, before, after):
         ones = factor.new_ones(size)
@@ -140,8 +170,7 @@ def mode_gram(x: Tensor, mode: int) -> Tensor:
 
     The unfolding itself is never formed: the first and last modes need no copy, a middle one is copied slab by slab.
     """
-    size = x.shape[mode]
-    before, after = prod(x.shape[:mode]), prod(x.shape[mode + 1 :])
+    before, size, after = stacked(x.shape, mode)
     found = _compiled_gram(x, before, after)
     if found is not None:
         return found

@@ -1,6 +1,7 @@
 """The truncated higher-order singular value decomposition (HOSVD)."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 from math import prod
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tuckprop.linalg.basis import Spectrum, spectra
+from tuckprop.linalg.energy import sum_of_squares
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.low_rank import LEAST_SIZE
-from tuckprop.linalg.modes import JOINT, MOVE, mode_product, product_cost, trailing_grams
+from tuckprop.linalg.modes import JOINT, MOVE, measured_product, mode_product, product_cost, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
 # Products along the last mode run slower.
@@ -73,14 +75,32 @@ def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
     else:
         core = x
     for modes in _order(core, left):
-        if len(modes) == 1:
-            core = mode_product(core, factors[modes[0]], modes[0])
-            continue
-        # Views of their own: one column counts as contiguous with strides that kron refuses.
-        both = torch.kron(*(factors[mode].reshape(-1).view(factors[mode].shape) for mode in modes))
-        sizes = [factors[mode].shape[1] for mode in modes]
-        core = mode_product(core.flatten(modes[0]), both, modes[0]).unflatten(modes[0], sizes)
+        stack, matrix = _as_one(core, factors, modes)
+        core = _split(mode_product(stack, matrix, modes[0]), factors, modes)
     return core
+
+
+def measured_project(x: Tensor, factors: dict[int, Tensor]) -> tuple[Tensor, float]:
+    """Return what `project` returns and the energy of `x`, on a CPU, which is read once for both."""
+    if not factors:
+        return x, float(sum_of_squares(x))
+    first = _order(x, factors)[0]
+    core, energy = measured_product(*_as_one(x, factors, first), first[0])
+    left = {mode: factor for mode, factor in factors.items() if mode not in first}
+    return project(_split(core, factors, first), left), energy
+
+
+def _as_one(x: Tensor, factors: dict[int, Tensor], modes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return a tensor in which these modes, the last ones or one alone, are one, and the matrix to contract it with."""
+    if len(modes) == 1:
+        return x, factors[modes[0]]
+    # Views of their own: one column counts as contiguous with strides that kron refuses.
+    return x.flatten(modes[0]), torch.kron(*(factors[mode].reshape(-1).view(factors[mode].shape) for mode in modes))
+
+
+def _split(core: Tensor, factors: dict[int, Tensor], modes: tuple[int, ...]) -> Tensor:
+    """Undo what `_as_one` made of the modes."""
+    return core if len(modes) == 1 else core.unflatten(modes[0], [factors[mode].shape[1] for mode in modes])
 
 
 def _standardised_cost(x: Standardised, mode: int, rank: int) -> float:
@@ -94,8 +114,14 @@ def _standardised_cost(x: Standardised, mode: int, rank: int) -> float:
     return price / (1 - rank / size) if rank < size else float("inf")
 
 
-def _order(x: Tensor | Standardised, factors: dict[int, Tensor]) -> list[tuple[int, ...]]:
-    return contraction_order(x.shape, {mode: factor.shape[1] for mode, factor in factors.items()})
+def _order(x: Tensor | Standardised, factors: dict[int, Tensor]) -> tuple[tuple[int, ...], ...]:
+    return _remembered_order(x.shape, tuple((mode, factor.shape[1]) for mode, factor in factors.items()))
+
+
+@lru_cache(maxsize=4096)
+def _remembered_order(shape: Sequence[int], ranks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, ...], ...]:
+    """Return `contraction_order`: sizes repeat from step to step."""
+    return tuple(contraction_order(shape, dict(ranks)))
 
 
 def contraction_order(shape: Sequence[int], ranks: Mapping[int, int]) -> list[tuple[int, ...]]:

@@ -230,13 +230,29 @@ def product(stack: Tensor, matrix: Tensor, out: Tensor, scale: Tensor | None = N
         out: float32 [samples, k, positions], contiguous.
         scale: float32 [k], contiguous, or None, for which `out` is not read.
     """
+    _product(stack, matrix, out, scale, measures=False)
+
+
+def measured_product(stack: Tensor, matrix: Tensor, out: Tensor) -> float:
+    """Do what `product` does, and return the sum of squares of the stack, which is read once for both.
+
+    Args:
+        stack: As there.
+        matrix: As there.
+        out: As there.
+    """
+    return _product(stack, matrix, out, None, measures=True)
+
+
+def _product(stack: Tensor, matrix: Tensor, out: Tensor, scale: Tensor | None, measures: bool) -> float:
     samples, size, positions = stack.shape
     pointers = (stack.data_ptr(), matrix.data_ptr(), out.data_ptr())
     if positions == 1:
-        kernel("product_columns")(*pointers, samples, size, matrix.shape[1])
+        energy = kernel("product_columns")(*pointers, measures, samples, size, matrix.shape[1])
     else:
         factor = None if scale is None else scale.data_ptr()
-        kernel("product_rows")(*pointers, factor, samples, size, matrix.shape[1], positions)
+        energy = kernel("product_rows")(*pointers, factor, measures, samples, size, matrix.shape[1], positions)
+    return float(energy)
 
 
 def tridiagonal(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -305,6 +321,7 @@ __all__ = [
     "leading_pairs",
     "max_pool",
     "max_unpool",
+    "measured_product",
     "product",
     "scale",
     "serves",

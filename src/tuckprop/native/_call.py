@@ -24,8 +24,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gram_columns": (c_void_p, c_void_p, c_int64, c_int64),
     "gram_panels": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
     "cross_rows": (c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
-    "product_rows": (c_void_p, c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
-    "product_columns": (c_void_p, c_void_p, c_void_p, *[c_int64] * 3),
+    "product_rows": (c_void_p, c_void_p, c_void_p, c_void_p, c_int, *[c_int64] * 4),
+    "product_columns": (c_void_p, c_void_p, c_void_p, c_int, *[c_int64] * 3),
     "tridiagonal": (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
     "leading_pairs": (c_void_p, c_void_p, c_int64, c_double, c_void_p, c_void_p),
     "depthwise": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
@@ -36,7 +36,12 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 # Those that return a number.
-_RETURNING: dict[str, Any] = {"encode": c_double, "leading_pairs": c_int64}
+_RETURNING: dict[str, Any] = {
+    "encode": c_double,
+    "leading_pairs": c_int64,
+    "product_rows": c_double,
+    "product_columns": c_double,
+}
 
 
 @cache

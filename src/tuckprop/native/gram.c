@@ -119,7 +119,7 @@ static inline __attribute__((always_inline)) void columns_tile(const float *cons
                                                                float *gram, Size pitch, Size rows, Size columns,
                                                                Size count, const int vectors) {
   Vector sum[HIGH][WIDE] = {{{0}}};
-  add_products(left, step, right, step, count, sum, HIGH, vectors);
+  add_products(left, step, right, step, count, sum, NOTHING, HIGH, vectors);
   for (int t = 0; t < rows; t++) {
     float *to = gram + t * pitch;
     for (int v = 0; v < vectors; v++)

@@ -17,29 +17,29 @@ static Size first_of(Size rows, Size tile) { return tile * rows / tiles_of(rows)
 /* y = M x + scale y for one tile: `high` rows of M, laid out [size, high], and `wide` vectors of columns. Without scale,
  * y is not read. */
 static inline __attribute__((always_inline)) void tile(const float *x, Size pitch, const float *m, Size size, float *y,
-                                                       Size y_pitch, const float *scale, const int high,
-                                                       const int wide) {
+                                                       Size y_pitch, const float *scale, Ahead ahead,
+                                                       const int high, const int wide) {
   Vector sum[HIGH][WIDE] = {{{0}}};
   if (scale)
     for (int t = 0; t < high; t++)
       for (int v = 0; v < wide; v++) sum[t][v] = scale[t] * *(const Vector *)(y + t * y_pitch + v * LANES);
   const float *rows[HIGH];
   for (int t = 0; t < high; t++) rows[t] = m + t;
-  add_products(rows, high, x, pitch, size, sum, high, wide);
+  add_products(rows, high, x, pitch, size, sum, ahead, high, wide);
   for (int t = 0; t < high; t++)
     for (int v = 0; v < wide; v++) *(Vector *)(y + t * y_pitch + v * LANES) = sum[t][v];
 }
 
 static inline __attribute__((always_inline)) void tile_of(const float *x, Size pitch, const float *m, Size size,
-                                                          float *y, Size y_pitch, const float *scale, Size high,
-                                                          const int wide) {
+                                                          float *y, Size y_pitch, const float *scale, Ahead ahead,
+                                                          Size high, const int wide) {
   switch (high) {
-    case 1: tile(x, pitch, m, size, y, y_pitch, scale, 1, wide); break;
-    case 2: tile(x, pitch, m, size, y, y_pitch, scale, 2, wide); break;
-    case 3: tile(x, pitch, m, size, y, y_pitch, scale, 3, wide); break;
-    case 4: tile(x, pitch, m, size, y, y_pitch, scale, 4, wide); break;
-    case 5: tile(x, pitch, m, size, y, y_pitch, scale, 5, wide); break;
-    default: tile(x, pitch, m, size, y, y_pitch, scale, 6, wide);
+    case 1: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 1, wide); break;
+    case 2: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 2, wide); break;
+    case 3: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 3, wide); break;
+    case 4: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 4, wide); break;
+    case 5: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 5, wide); break;
+    default: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 6, wide);
   }
 }
 
@@ -50,14 +50,39 @@ static void edge_of(const float *x, const float *m, Size size, float *y, Size y_
   float edge[HIGH * GROUP] = {0};
   if (scale)
     for (Size t = 0; t < high; t++) memcpy(edge + t * GROUP, y + t * y_pitch, count * sizeof(float));
-  for (Size p = 0; p < count; p += LANES) tile_of(x + p, GROUP, m, size, edge + p, GROUP, scale, high, 1);
+  for (Size p = 0; p < count; p += LANES) tile_of(x + p, GROUP, m, size, edge + p, GROUP, scale, NOTHING, high, 1);
   for (Size t = 0; t < high; t++) memcpy(y + t * y_pitch, edge + t * GROUP, count * sizeof(float));
 }
 
+/* The sum of squares of `count` columns of x, whose rows are `pitch` apart. */
+static float squares(const float *x, Size pitch, Size rows, Size count) {
+  Vector sum[WIDE] = {{0}};
+  float rest = 0;
+  for (Size i = 0; i < rows; i++, x += pitch) {
+    Size p = 0;
+    for (; p + GROUP <= count; p += GROUP)
+      for (int v = 0; v < WIDE; v++) {
+        const Vector now = *(const Vector *)(x + p + v * LANES);
+        sum[v] += now * now;
+      }
+    for (; p + LANES <= count; p += LANES) sum[0] += *(const Vector *)(x + p) * *(const Vector *)(x + p);
+    for (; p < count; p++) rest += x[p] * x[p];
+  }
+  for (int v = 1; v < WIDE; v++) sum[0] += sum[v];
+  return rest + total(sum[0]);
+}
+
+/* In their order, whatever thread had them. */
+static double sum_of(const float *parts, Size count) {
+  double sum = 0;
+  for (Size i = 0; i < count; i++) sum += parts[i];
+  return sum;
+}
+
 /* Y[s] = M X[s], or scale Y[s] + M X[s] with a number a row, for X [samples, size, positions] and M given as its
- * transpose [size, rows]. */
-void product_rows(const float *x, const float *m, float *y, const float *scale, Size samples, Size size, Size rows,
-                  Size positions) {
+ * transpose [size, rows]. Returns the sum of squares of X, if it `measures`: while the cache holds it, it costs little. */
+double product_rows(const float *x, const float *m, float *y, const float *scale, int measures, Size samples, Size size,
+                    Size rows, Size positions) {
   const Size tiles = tiles_of(rows), groups = (positions + GROUP - 1) / GROUP;
   float *tiled = malloc(size * rows * sizeof(float));
   for (Size t = 0; t < tiles; t++) {
@@ -65,13 +90,15 @@ void product_rows(const float *x, const float *m, float *y, const float *scale, 
     for (Size i = 0; i < size; i++) memcpy(tiled + first * size + i * high, m + i * rows + first, high * sizeof(float));
   }
   const int copies = positions % LANES || (tiles > 1 && positions > GROUP);
+  float *energies = measures ? malloc(samples * groups * sizeof(float)) : NULL;
 #pragma omp parallel
   {
     float *near = copies ? malloc(size * GROUP * sizeof(float)) : NULL;
 #pragma omp for schedule(static)
     for (Size unit = 0; unit < samples * groups; unit++) {
       const Size s = unit / groups, start = unit % groups * GROUP, count = least(GROUP, positions - start);
-      const float *from = x + s * size * positions + start;
+      const Size next_s = (unit + 1) / groups, next_start = (unit + 1) % groups * GROUP;
+      const float *from = x + s * size * positions + start, *next = x + next_s * size * positions + next_start;
       float *to = y + s * rows * positions + start;
       Size pitch = positions;
       if (count % LANES || (tiles > 1 && positions > GROUP)) {
@@ -82,20 +109,26 @@ void product_rows(const float *x, const float *m, float *y, const float *scale, 
         }
         from = near, pitch = GROUP;
       }
+      if (measures) energies[unit] = squares(from, pitch, size, count);
       for (Size t = 0; t < tiles; t++) {
         const Size first = first_of(rows, t), high = first_of(rows, t + 1) - first;
         const float *part = tiled + first * size, *times = scale ? scale + first : NULL;
+        /* The tiles share in fetching the next group, so that memory is never asked for more than it can bring. */
+        const Size line = t * LINES / tiles, lines = (t + 1) * LINES / tiles - line;
+        const Ahead ahead = {next + line * LINE, positions, lines};
         float *out = to + first * positions;
-        if (count == GROUP) tile_of(from, pitch, part, size, out, positions, times, high, WIDE);
+        if (count == GROUP) tile_of(from, pitch, part, size, out, positions, times, ahead, high, WIDE);
         else if (count % LANES) edge_of(from, part, size, out, positions, times, high, count);
         else
           for (Size p = 0; p < count; p += LANES)
-            tile_of(from + p, pitch, part, size, out + p, positions, times, high, 1);
+            tile_of(from + p, pitch, part, size, out + p, positions, times, NOTHING, high, 1);
       }
     }
     free(near);
   }
-  free(tiled);
+  const double energy = measures ? sum_of(energies, samples * groups) : 0;
+  free(tiled), free(energies);
+  return energy;
 }
 
 /* y = x M for `high` rows of x, at most `most_high`, and `wide` vectors of columns, of which `columns` are written. */
@@ -105,18 +138,21 @@ static inline __attribute__((always_inline)) void columns_tile(const float *x, c
   Vector sum[TALL][WIDE] = {{{0}}};
   const float *rows[TALL];
   for (int t = 0; t < most_high; t++) rows[t] = x + least(t, high - 1) * size;
-  add_products(rows, 1, m, pitch, size, sum, most_high, wide);
+  add_products(rows, 1, m, pitch, size, sum, NOTHING, most_high, wide);
   for (int t = 0; t < high; t++) memcpy(y + t * y_pitch, sum[t], columns * sizeof(float));
 }
 
-/* Y = X M for X [count, size] and M [size, columns]. */
-void product_columns(const float *x, const float *m, float *y, Size count, Size size, Size columns) {
+/* Y = X M for X [count, size] and M [size, columns]. Returns the sum of squares of X, if it `measures`. */
+double product_columns(const float *x, const float *m, float *y, int measures, Size count, Size size, Size columns) {
   const Size pitch = (columns + LANES - 1) / LANES * LANES, step = columns <= LANES ? TALL : HIGH;
   float *wide = calloc(size * pitch, sizeof(float));
   for (Size i = 0; i < size; i++) memcpy(wide + i * pitch, m + i * columns, columns * sizeof(float));
+  const Size units = up(count, step);
+  float *energies = measures ? malloc(units * sizeof(float)) : NULL;
 #pragma omp parallel for schedule(static)
-  for (Size unit = 0; unit < (count + step - 1) / step; unit++) {
+  for (Size unit = 0; unit < units; unit++) {
     const Size row = unit * step, high = least(step, count - row);
+    if (measures) energies[unit] = squares(x + row * size, 0, 1, high * size);
     for (Size c = 0; c < columns; c += GROUP) {
       const Size now = least(GROUP, columns - c), vectors = (now + LANES - 1) / LANES;
       const float *from = x + row * size, *part = wide + c;
@@ -128,5 +164,7 @@ void product_columns(const float *x, const float *m, float *y, Size count, Size 
       else columns_tile(from, part, to, size, pitch, high, now, columns, HIGH, WIDE);
     }
   }
-  free(wide);
+  const double energy = measures ? sum_of(energies, units) : 0;
+  free(wide), free(energies);
+  return energy;
 }

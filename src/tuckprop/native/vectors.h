@@ -22,10 +22,19 @@ static inline Size least(Size a, Size b) { return a < b ? a : b; }
 static inline Size most(Size a, Size b) { return a > b ? a : b; }
 static inline Size up(Size a, Size b) { return a <= 0 ? 0 : (a + b - 1) / b; }
 
+/* Halves of a vector are added until four numbers are left. */
+typedef float Half __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+typedef float Quarter __attribute__((vector_size(16), aligned(4), may_alias));
+
 static inline float total(Vector sum) {
-  float result = 0;
-  for (int l = 0; l < LANES; l++) result += sum[l];
-  return result;
+  const float *parts = (const float *)&sum;
+  Quarter left = *(const Quarter *)parts;
+  if (LANES == 16) {
+    const Half half = *(const Half *)parts + *(const Half *)(parts + LANES / 2);
+    const float *rest = (const float *)&half;
+    left = *(const Quarter *)rest + *(const Quarter *)(rest + 4);
+  } else if (LANES == 8) left += *(const Quarter *)(parts + 4);
+  return (left[0] + left[2]) + (left[1] + left[3]);
 }
 
 typedef int32_t Places __attribute__((vector_size(4 * LANES)));

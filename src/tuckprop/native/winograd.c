@@ -137,7 +137,7 @@ static inline __attribute__((always_inline)) void tile(const float *x, Size x_pi
   Vector sum[HIGH][WIDE] = {{{0}}};
   const float *rows[HIGH];
   for (int t = 0; t < high; t++) rows[t] = x + t * x_pitch;
-  add_products(rows, 1, m, wide * LANES, size, sum, high, wide);
+  add_products(rows, 1, m, wide * LANES, size, sum, NOTHING, high, wide);
   for (int t = 0; t < high; t++)
     for (int v = 0; v < wide; v++) *(Vector *)(y + t * y_pitch + v * LANES) = sum[t][v];
 }
