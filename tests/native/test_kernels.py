@@ -220,6 +220,18 @@ def test_gram_of_any_sizes(samples: int, size: int, positions: int) -> None:
     check_gram(normal(samples * size * positions).view(samples, size, positions))
 
 
+@needs_compiler
+@given(samples=st.integers(1, 9), size=st.integers(1, 95), positions=st.integers(16, 60))
+@example(samples=1, size=90, positions=257)
+@example(samples=2, size=3, positions=1025)
+@example(samples=1, size=32, positions=4111)
+def test_gram_of_rows_that_end_within_a_vector(samples: int, size: int, positions: int) -> None:
+    # What lies around the tensor says nothing.
+    memory = torch.full((samples * size * positions + 128,), float("nan"))
+    memory[64:-64] = normal(samples * size * positions)
+    check_gram(memory[64:-64].view(samples, size, positions))
+
+
 def check_gram(stack: Tensor) -> None:
     """Compare with the product in double precision."""
     found = native.gram(stack)
@@ -231,9 +243,9 @@ def check_gram(stack: Tensor) -> None:
 
 
 @needs_compiler
-@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))
-def test_cross(samples: int, size: int, columns: int, blocks: int) -> None:
-    left, right = torch.randn(samples, size, 16 * blocks), torch.randn(samples, columns, 16 * blocks)
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 20), st.integers(16, 150))
+def test_cross(samples: int, size: int, columns: int, positions: int) -> None:
+    left, right = torch.randn(samples, size, positions), torch.randn(samples, columns, positions)
     exact = torch.einsum("snp,skp->nk", left.double(), right.double())
     assert_close(native.cross(left, right).double(), exact, rtol=1e-4, atol=1e-4)
 

@@ -25,6 +25,9 @@ from tuckprop.linalg.modes import NARROW, add_expanded, expand, mode_product
 # A core that is larger than this share of the tensor is not worth a route of its own.
 _LARGEST_CORE = 0.5
 
+# Positions that compiled kernels read faster than a library, where they do not fill vectors.
+_LONG = 256
+
 
 class OneFactor(Protocol):
     """A packed tensor A' as a core and one factor, beside a gradient G."""
@@ -196,9 +199,10 @@ class StatisticsFactor:
         return result.permute(inverse(self.order))
 
     def _served(self, grad: Tensor) -> bool:
-        """Say whether the compiled kernels take it: one axis of statistics, and positions that they read at a time."""
+        """Say whether the compiled kernels take it: one axis of statistics, and positions that fill vectors."""
         samples, _, after = self._sizes
-        narrow = samples == 1 and after > 1 and after % native.LANES == 0 and self._core.shape[1] <= NARROW
+        fills = after > 1 and (after % native.LANES == 0 or after >= _LONG)
+        narrow = samples == 1 and fills and self._core.shape[1] <= NARROW
         return narrow and self._core.dtype == torch.float32 and native.serves(grad)
 
     def _stack(self, x: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
         # Where one product does all, a library is as fast once the matrix is large.
         worth = narrow or before > 1
     else:
-        worth = before > 1 and not _many_tiny(matrix, before, after)
+        worth = (before > 1 or narrow) and not _many_tiny(matrix, before, after)
     return worth and x.is_contiguous() and matrix.dtype == x.dtype and not _differentiates(x, matrix)
 
 

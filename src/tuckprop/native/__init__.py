@@ -24,9 +24,14 @@ from tuckprop.native.convolution import (
 # Elements of the widest vector that a kernel works with.
 LANES = 16
 
-# From this size on a Gram matrix is worth a copy of what it is made from; below the other it takes what fits LANES.
+# From this size on a Gram matrix is worth a copy of what it is made from. Below the other one it takes one position, or
+# as many as a vector has.
 _WIDE = 256
 _NARROW = 32
+
+# Where rows end within a vector, those sizes are smaller, unless rows are long.
+_RAGGED_WIDE = 96
+_LONG = 256
 
 
 def serves(x: Tensor) -> bool:
@@ -196,7 +201,7 @@ def gram(stack: Tensor) -> Tensor | None:
     result = stack.new_empty(size, size)
     if size < _WIDE and positions == 1 and size % LANES == 0:
         kernel("gram_columns")(stack.data_ptr(), result.data_ptr(), samples, size)
-    elif size < _WIDE and positions > 1 and positions % LANES == 0:
+    elif _reads_rows(size, positions):
         kernel("gram_rows")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
     elif size >= _NARROW:
         kernel("gram_panels")(stack.data_ptr(), result.data_ptr(), samples, size, positions)
@@ -205,11 +210,18 @@ def gram(stack: Tensor) -> Tensor | None:
     return result
 
 
+def _reads_rows(size: int, positions: int) -> bool:
+    """Say whether the rows of matrices [size, positions] are best read as they lie."""
+    if positions % LANES == 0:
+        return size < _WIDE
+    return positions >= LANES and (size <= _NARROW or (size < _RAGGED_WIDE and positions >= _LONG))
+
+
 def cross(left: Tensor, right: Tensor) -> Tensor:
     """Return the sum of `X Z^T` over the matrices X and Z of two stacks.
 
     Args:
-        left: float32 [samples, n, positions], contiguous; a multiple of 16 positions.
+        left: float32 [samples, n, positions], contiguous; at least 16 positions.
         right: float32 [samples, k, positions], contiguous.
 
     Returns:

@@ -16,8 +16,22 @@ enum { DEEP = 1024, CACHED = 1 << 17, GROUPS = 16 };
 /* Rows and columns of a panel, and rows of it that a thread fills. */
 enum { PANEL = 128, PIECE = 32 };
 
-/* G[i.., j..] += X[i..] Z[j..]^T for a tile, over `samples` matrices whose rows are `pitch` apart, and columns 0..count.
- * Rows beyond the last are computed as the last and not written. */
+/* sum[t][u] += left[t] right[u] over LANES elements from `from` on, of which the first `known` count as zeros. */
+static inline __attribute__((always_inline)) void add_outer(const float *const *left, const float *const *right,
+                                                            Size from, Size known, Vector (*sum)[TILE]) {
+  Vector part[TILE];
+  for (int t = 0; t < TILE; t++) {
+    part[t] = *(const Vector *)(right[t] + from);
+    for (Size l = 0; l < known; l++) part[t][l] = 0;
+  }
+  for (int t = 0; t < TILE; t++) {
+    const Vector now = *(const Vector *)(left[t] + from);
+    for (int u = 0; u < TILE; u++) sum[t][u] += now * part[u];
+  }
+}
+
+/* G[i.., j..] += X[i..] Z[j..]^T for a tile, over `samples` matrices whose rows are `pitch` apart, at least LANES,
+ * and columns 0..count. Rows beyond the last are computed as the last and not written. */
 static inline void rows_tile(const float *x, const float *z, float *gram, Size i, Size j, Size rows, Size columns,
                              Size samples, Size pitch, Size count) {
   Vector sum[TILE][TILE] = {{{0}}};
@@ -25,14 +39,10 @@ static inline void rows_tile(const float *x, const float *z, float *gram, Size i
     const float *left[TILE], *right[TILE];
     for (int t = 0; t < TILE; t++) left[t] = x + (s * rows + least(i + t, rows - 1)) * pitch;
     for (int t = 0; t < TILE; t++) right[t] = z + (s * columns + least(j + t, columns - 1)) * pitch;
-    for (Size p = 0; p < count; p += LANES) {
-      Vector part[TILE];
-      for (int t = 0; t < TILE; t++) part[t] = *(const Vector *)(right[t] + p);
-      for (int t = 0; t < TILE; t++) {
-        const Vector now = *(const Vector *)(left[t] + p);
-        for (int u = 0; u < TILE; u++) sum[t][u] += now * part[u];
-      }
-    }
+    Size p = 0;
+    for (; p + LANES <= count; p += LANES) add_outer(left, right, p, 0, sum);
+    /* What does not fill a vector is read with what comes before it. */
+    if (p < count) add_outer(left, right, count - LANES, p + LANES - count, sum);
   }
   for (int t = 0; t < TILE && i + t < rows; t++)
     for (int u = 0; u < TILE && j + u < columns; u++) gram[(i + t) * columns + j + u] += total(sum[t][u]);
@@ -59,7 +69,7 @@ static void fill_upper(float *gram, Size size) {
 }
 
 /* The sum of X Z^T for X [samples, rows, positions] and Z [samples, columns, positions]; where both are one, the half
- * below the diagonal alone. Positions are a multiple of LANES. */
+ * below the diagonal alone. There are at least LANES positions. */
 static void sum_rows(const float *x, const float *z, float *gram, Size samples, Size rows, Size columns,
                      Size positions) {
   const Size deep = least(positions, DEEP), pieces = (positions + deep - 1) / deep;

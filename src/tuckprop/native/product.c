@@ -24,7 +24,12 @@ static inline __attribute__((always_inline)) void tile(const float *x, Size pitc
     for (int t = 0; t < high; t++)
       for (int v = 0; v < wide; v++) sum[t][v] = scale[t] * *(const Vector *)(y + t * y_pitch + v * LANES);
   const float *rows[HIGH];
-  for (int t = 0; t < high; t++) rows[t] = m + t;
+  for (int t = 0; t < high; t++) {
+    rows[t] = m + t;
+    /* Where the next group of columns is written to. */
+    if (wide == WIDE)
+      for (int l = 0; l < LINES; l++) __builtin_prefetch(y + t * y_pitch + GROUP + l * LINE, 1);
+  }
   add_products(rows, high, x, pitch, size, sum, ahead, high, wide);
   for (int t = 0; t < high; t++)
     for (int v = 0; v < wide; v++) *(Vector *)(y + t * y_pitch + v * LANES) = sum[t][v];
