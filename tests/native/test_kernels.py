@@ -267,7 +267,7 @@ def test_product_of_a_stack(samples: int, size: int, rows: int, positions: int, 
     out = memory[:-64].view_as(before)
     if added:
         out.copy_(before)
-    native.product(stack, matrix, out, scale)
+    native.product(stack, (samples, size, positions), matrix, out, scale)
     assert bool(memory[-64:].isnan().all())
     exact = torch.einsum("snp,nk->skp", stack.double(), matrix.double())
     if scale is not None:
@@ -281,7 +281,7 @@ def test_product_of_rows(count: int, size: int, columns: int) -> None:
     rows, matrix = torch.randn(count, size, 1), torch.randn(size, columns)
     # What lies behind the result is not written to.
     memory = torch.full((count * columns + 64,), 7.0)
-    native.product(rows, matrix, memory[: count * columns].view(count, columns, 1))
+    native.product(rows, (count, size, 1), matrix, memory[: count * columns])
     exact = rows[..., 0].double() @ matrix.double()
     assert_close(memory[: count * columns].view(count, columns).double(), exact, rtol=1e-4, atol=1e-4)
     assert bool((memory[count * columns :] == 7.0).all())
@@ -292,8 +292,8 @@ def test_product_of_rows(count: int, size: int, columns: int) -> None:
 def test_a_measured_product_has_the_energy_of_the_stack(samples: int, size: int, rows: int, positions: int) -> None:
     stack, matrix = torch.randn(samples, size, positions), torch.randn(size, rows)
     out, expected = torch.empty(samples, rows, positions), torch.empty(samples, rows, positions)
-    energy = native.measured_product(stack, matrix, out)
-    native.product(stack, matrix, expected)
+    energy = native.measured_product(stack, (samples, size, positions), matrix, out)
+    native.product(stack, (samples, size, positions), matrix, expected)
     assert torch.equal(out, expected)
     assert energy == pytest.approx(float(stack.double().square().sum()), rel=1e-6)
 
@@ -305,7 +305,7 @@ def test_a_measured_product_is_the_same_for_any_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(native.measured_product(stack, matrix, torch.empty(7, 9, 300)))
+            found.append(native.measured_product(stack, (7, 40, 300), matrix, torch.empty(7, 9, 300)))
     finally:
         torch.set_num_threads(before)
     assert len(set(found)) == 1

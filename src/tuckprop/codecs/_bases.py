@@ -36,9 +36,9 @@ class Measured:
         return self.rule.lost(*self.numbers.read())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bases:
-    """Orthonormal bases of one site for one activation size.
+    """Orthonormal bases of one site for one activation size; all but their age stays as it is.
 
     Attributes:
         factors: Axis to basis [n, k]; replaced, never changed in place, as a graph may still hold them.

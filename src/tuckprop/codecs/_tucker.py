@@ -1,7 +1,7 @@
 """A core and orthonormal factors: the form that HOSVD, SVD and tracked subspaces share."""
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 
 import torch
@@ -72,6 +72,7 @@ class TuckerPacked(Packed):
         return counted(self.shape, self.ranks)
 
 
+@lru_cache(maxsize=4096)
 def counted(shape: Sequence[int], ranks: Sequence[int]) -> int:
     """Return the paper's count of a core and factors; a rank of 0 stands for no factor."""
     factored = [(n, k) for n, k in zip(shape, ranks, strict=True) if k > 0]
@@ -123,6 +124,8 @@ def in_order(parts: Parts, order: Sequence[int], dtype: torch.dtype) -> TuckerPa
 def put_back(parts: Parts, order: Sequence[int]) -> TuckerPacked:
     """Return the packed form of a tensor from that of the tensor with its axes in this order, in the dtypes it has."""
     core, factors, ranks = parts
+    if all(axis == place for place, axis in enumerate(order)):
+        return TuckerPacked(core, factors, ranks)
     back = inverse(tuple(order))
     kept = {order[axis]: matrix for axis, matrix in factors.items()}
     return TuckerPacked(core.permute(back), kept, tuple(ranks[axis] for axis in back))

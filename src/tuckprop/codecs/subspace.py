@@ -140,8 +140,13 @@ class SubspaceTracker:
             return False
         if not stays:
             self.uses += 1
-            self.bases[key] = replace(known, age=known.age + 1)
+            self._use(key, known)
         return True
+
+    def _use(self, key: Key, known: Bases) -> None:
+        """Note one more activation with these bases, which are the last ones in use."""
+        known.age += 1
+        self.bases[key] = known
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""
@@ -216,7 +221,7 @@ class SubspaceTracker:
         if not known.age:
             known = replace(known, batch_pays=bool(batch))
         if not stays or not known.age:
-            self.bases[key] = replace(known, age=known.age + 1)
+            self._use(key, known)
         rank = core.shape[places[0]] if batch else 0  # 0: no factor to count
         return core, factors, tuple(known.ranks.get(axis, rank) for axis in order)
 

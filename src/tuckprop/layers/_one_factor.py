@@ -188,7 +188,8 @@ class StatisticsFactor:
         if self._served(grad):
             result = grad if owned else grad.clone()
             times = scale.to(grad).reshape(-1).contiguous()
-            native.product(self._core, factor[0].T.contiguous(), self._stack(result.permute(self.order)), times)
+            sizes = (samples * before, self._core.shape[1], after)
+            native.product(self._core, sizes, factor[0].T.contiguous(), result, times)
             return result
         result = _scaled(grad.permute(self.order), _spread(scale.to(grad), self.statistics, self.order), owned)
         if after == 1:

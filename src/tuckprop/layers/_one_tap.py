@@ -81,7 +81,7 @@ def _products(matrix: Tensor, x: Tensor) -> Tensor:
     # A view that leaves an autograd function may not change in place.
     y = x.new_empty(len(x), len(matrix), *x.shape[2:])
     if native.serves(x):
-        native.product(x.flatten(2), matrix.T.contiguous(), y.flatten(2))
+        native.product(x, (len(x), x.shape[1], prod(x.shape[2:])), matrix.T.contiguous(), y)
     else:
         torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2), out=y.flatten(2))
     return y

@@ -1,6 +1,7 @@
 """One tensor that several layers read is packed once."""
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,11 @@ class _Remembered:
 _choices: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
+def uncast(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which nothing is cast; where autocast is off there is nothing to enter."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def shared(x: Tensor, codec: Callable[[], Hashable], choose: Callable[[Tensor], Choice]) -> Choice:
     """Return the choice for `x` under `codec`: that made for another layer, if `x` has not changed since, or a new one.
 
@@ -64,7 +70,7 @@ def shared(x: Tensor, codec: Callable[[], Hashable], choose: Callable[[Tensor], 
     remembered: _Remembered | None = made.get(codec())
     choice = None if remembered is None else remembered.recall()
     if choice is None:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), uncast(x.device.type):
             choice = choose(x.detach())
         made[codec()] = _Remembered(choice)
     return choice

@@ -19,7 +19,7 @@ from tuckprop.codecs import Codec, Dense, DensePacked, Packed, Tracker
 from tuckprop.errors import ConfigError
 from tuckprop.layers._allowance import Allowance
 from tuckprop.layers._held import Holder, holder
-from tuckprop.layers._shared import Choice, shared
+from tuckprop.layers._shared import Choice, shared, uncast
 from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.linalg.standardised import Standardised
 
@@ -70,7 +70,8 @@ class Site:
         elif held is None:
             self._count(x, None)
         kept = DensePacked(x) if choice.kept is None or held is not None else choice.kept
-        notify(PackEvent(self, x.shape, x.element_size(), choice.paper_count, kept))
+        if _observers:
+            notify(PackEvent(self, x.shape, x.element_size(), choice.paper_count, kept))
         return kept
 
     def pack_standardised(self, source: Standardised) -> Packed:
@@ -78,10 +79,11 @@ class Site:
         codec = self.tracker
         choice = Choice(None, source.x.numel())
         if codec is not None and may_shrink(self.codec, source.shape):
-            with torch.no_grad(), torch.autocast(source.x.device.type, enabled=False):
+            with torch.no_grad(), uncast(source.x.device.type):
                 choice = self._choose(source.x, lambda: codec.compress_standardised(source), counts=True)
         kept = DensePacked(source.x) if choice.kept is None else choice.kept
-        notify(PackEvent(self, source.shape, source.x.element_size(), choice.paper_count, kept))
+        if _observers:
+            notify(PackEvent(self, source.shape, source.x.element_size(), choice.paper_count, kept))
         return kept
 
     def _choose(self, x: Tensor, compress: Callable[[], Packed], counts: bool) -> Choice:

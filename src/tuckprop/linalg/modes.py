@@ -70,7 +70,7 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     shape = [*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]]
     if _served(x, matrix, before, after):
         y = x.new_empty(shape)
-        native.product(x.view(before, size, after), matrix.contiguous(), y.view(before, matrix.shape[1], after))
+        native.product(x, (before, size, after), matrix.contiguous(), y)
         return y
     if _served_on_a_gpu(x, matrix):
         from tuckprop.gpu import mode_product as kernels
@@ -106,8 +106,7 @@ def measured_product(x: Tensor, matrix: Tensor, mode: int) -> tuple[Tensor, floa
     if not _served(x, matrix, before, after):
         return mode_product(x, matrix, mode), float(sum_of_squares(x))
     y = x.new_empty([*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]])
-    stack, out = x.view(before, size, after), y.view(before, matrix.shape[1], after)
-    return y, native.measured_product(stack, matrix.contiguous(), out)
+    return y, native.measured_product(x, (before, size, after), matrix.contiguous(), y)
 
 
 def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
@@ -153,8 +152,7 @@ def add_expanded(total: Tensor, core: Tensor, factor: Tensor, mode: int) -> None
     rank = core.shape[mode]
     if after > 1 and total.is_contiguous() and _served(core, factor.T, before, after):
         ones = factor.new_ones(size)
-        stack = core.view(before, rank, after)
-        native.product(stack, factor.T.contiguous(), total.view(before, size, after), ones)
+        native.product(core, (before, rank, after), factor.T.contiguous(), total, ones)
     elif after == 1:
         total.view(before, size).addmm_(core.reshape(before, rank), factor.T)
     elif before == 1:

@@ -71,6 +71,8 @@ class Standardised:
 
     def permute(self, order: Sequence[int]) -> "Standardised":
         """Return the tensor with its axes in this order."""
+        if all(axis == place for place, axis in enumerate(order)):
+            return self
         return Standardised(self.x.permute(*order), self.shift.permute(*order), self.scale.permute(*order), self.energy)
 
     def multiplies_unformed(self, mode: int) -> bool:

@@ -233,31 +233,37 @@ def cross(left: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-def product(stack: Tensor, matrix: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
+# Of a stack of matrices [samples, n, positions].
+Sizes = tuple[int, int, int]
+
+
+def product(stack: Tensor, sizes: Sizes, matrix: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
     """Write `matrix^T X` for each X of a stack into `out`, or add it to `scale` times what `out` has.
 
     Args:
-        stack: float32 [samples, n, positions], contiguous; with one position, `scale` is None.
+        stack: float32, contiguous, of the elements of [samples, n, positions], whatever its axes.
+        sizes: Those three; with one position, `scale` is None.
         matrix: float32 [n, k], contiguous.
-        out: float32 [samples, k, positions], contiguous.
+        out: float32, contiguous, of the elements of [samples, k, positions], whatever its axes.
         scale: float32 [k], contiguous, or None, for which `out` is not read.
     """
-    _product(stack, matrix, out, scale, measures=False)
+    _product(stack, sizes, matrix, out, scale, measures=False)
 
 
-def measured_product(stack: Tensor, matrix: Tensor, out: Tensor) -> float:
+def measured_product(stack: Tensor, sizes: Sizes, matrix: Tensor, out: Tensor) -> float:
     """Do what `product` does, and return the sum of squares of the stack, which is read once for both.
 
     Args:
         stack: As there.
+        sizes: As there.
         matrix: As there.
         out: As there.
     """
-    return _product(stack, matrix, out, None, measures=True)
+    return _product(stack, sizes, matrix, out, None, measures=True)
 
 
-def _product(stack: Tensor, matrix: Tensor, out: Tensor, scale: Tensor | None, measures: bool) -> float:
-    samples, size, positions = stack.shape
+def _product(stack: Tensor, sizes: Sizes, matrix: Tensor, out: Tensor, scale: Tensor | None, measures: bool) -> float:
+    samples, size, positions = sizes
     pointers = (stack.data_ptr(), matrix.data_ptr(), out.data_ptr())
     if positions == 1:
         energy = kernel("product_columns")(*pointers, measures, samples, size, matrix.shape[1])
