@@ -20,7 +20,7 @@ def assert_same_training(
 ) -> list[str]:
     """Compare a converted layer with the plain one; return which functions of `path` served."""
     served: list[str] = []
-    for method in ("output", "input_gradient"):
+    for method in ("output", "input_gradient", "weight_gradient"):
         function = getattr(path, method)
 
         def counted(*arguments: Any, function: Any = function, method: str = method) -> Tensor:

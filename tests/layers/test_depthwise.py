@@ -27,7 +27,7 @@ from tuckprop.layers import _depthwise
 )
 def test_who_is_served(layer: nn.Conv2d, side: int, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     served = assert_same_training(_depthwise, layer, (4, 6, side, side), codec, monkeypatch)
-    assert served == ["output", "input_gradient"]
+    assert served == ["output", "weight_gradient", "input_gradient"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ LAYERS = {
     "2d": (nn.Conv2d(4, 6, 1), (3, 4, 8, 9)),
     "2d, no bias": (nn.Conv2d(4, 6, 1, bias=False), (3, 4, 7, 7)),
     "3d": (nn.Conv3d(4, 6, 1), (2, 4, 4, 4, 4)),
+    "strided": (nn.Conv2d(4, 6, 1, stride=2), (3, 4, 17, 16)),
+    "strides of its own": (nn.Conv3d(4, 6, 1, stride=(1, 3, 2), bias=False), (2, 4, 5, 10, 8)),
     "one channel": (nn.Conv2d(1, 6, 1), (3, 1, 8, 9)),
 }
 
@@ -48,7 +50,8 @@ def test_compiled_products_are_the_plain_ones(channels: int, outputs: int, side:
 @pytest.mark.parametrize(
     ("layer", "x"),
     [
-        (nn.Conv2d(4, 6, 1, stride=2), torch.randn(2, 4, 16, 16)),
+        (nn.Conv2d(4, 6, 1, stride=2), torch.randn(2, 4, 5, 6)),
+        (nn.ConvTranspose2d(4, 6, 1, stride=2), torch.randn(2, 4, 16, 16)),
         (nn.Conv2d(4, 6, 1, padding=1), torch.randn(2, 4, 16, 16)),
         (nn.Conv2d(4, 6, 1, groups=2), torch.randn(2, 4, 16, 16)),
         (nn.Conv2d(4, 6, (1, 3)), torch.randn(2, 4, 16, 16)),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from tests.layers.own_path import assert_left_alone, assert_same_training
 from tests.native.compiler import needs_compiler
@@ -35,6 +36,8 @@ def normal(*shape: int, seed: int) -> Tensor:
 @example(samples=1, channels=1, outputs=1, plane=(1, 1), padding=(1, 1), bias=True)
 @example(samples=3, channels=17, outputs=130, plane=(5, 140), padding=(1, 0), bias=True)
 @example(samples=2, channels=140, outputs=33, plane=(3, 4), padding=(2, 2), bias=False)
+@example(samples=6, channels=260, outputs=250, plane=(19, 20), padding=(1, 1), bias=False)
+@example(samples=40, channels=130, outputs=200, plane=(4, 4), padding=(1, 1), bias=False)
 def test_the_kernels_are_the_convolution(
     samples: int, channels: int, outputs: int, plane: tuple[int, int], padding: tuple[int, int], bias: bool
 ) -> None:
@@ -43,9 +46,10 @@ def test_the_kernels_are_the_convolution(
         return
     x, weight = normal(samples, channels, *plane, seed=0), normal(outputs, channels, 3, 3, seed=1)
     grad, shift = normal(samples, outputs, m, n, seed=2), normal(outputs, seed=3) if bias else None
-    y, grad_x = torch.full_like(grad, torch.nan), torch.full_like(x, torch.nan)
+    y, grad_x, grad_weight = (torch.full_like(t, torch.nan) for t in (grad, x, weight))
     native.winograd(x, weight, shift, y, padding)
     native.winograd_input(grad, weight, grad_x, padding)
+    native.winograd_weight(x, grad, grad_weight, padding)
 
     def exact(function: Any, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the result in double precision, and that of the sizes."""
@@ -56,6 +60,7 @@ def test_the_kernels_are_the_convolution(
     for got, (expected, size) in (
         (y, exact(lambda x, w, b: F.conv2d(x, w, b, padding=padding), x, weight, shift)),
         (grad_x, exact(lambda g, w: F.conv_transpose2d(g, w, padding=padding), grad, weight)),
+        (grad_weight, exact(lambda x, g: conv2d_weight(x, weight.shape, g, padding=padding), x, grad)),
     ):
         assert torch.all((got - expected).abs() <= ROUNDINGS * size.max())
 
@@ -68,14 +73,33 @@ def test_rounding_is_near_that_of_a_library() -> None:
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     error, plain = ((t - exact).norm() for t in (y, F.conv2d(x, weight, padding=1)))
     assert error < 4 * plain
+    grad, grad_weight = normal(4, 64, 16, 16, seed=2), torch.empty_like(weight)
+    native.winograd_weight(x, grad, grad_weight, (1, 1))
+    exact = conv2d_weight(x.double(), weight.shape, grad.double(), padding=1)
+    error, plain = ((t - exact).norm() for t in (grad_weight, conv2d_weight(x, weight.shape, grad, padding=1)))
+    assert error < 4 * plain
+
+
+@needs_compiler
+@pytest.mark.parametrize(("channels", "side"), [(40, 24), (260, 24), (260, 4)], ids=["groups", "rounds", "at once"])
+def test_the_weight_gradient_is_the_same_for_any_number_of_threads(channels: int, side: int) -> None:
+    x, grad = normal(6, channels, side, side, seed=0), normal(6, 250, side, side, seed=1)
+    before, found = torch.get_num_threads(), [torch.empty(250, channels, 3, 3) for _ in range(3)]
+    try:
+        for threads, out in enumerate(found, 1):
+            torch.set_num_threads(threads)
+            native.winograd_weight(x, grad, out, (1, 1))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(out, found[0]) for out in found)
 
 
 LAYERS = {
-    "padded": (nn.Conv2d(12, 20, 3, padding=1), (3, 12, 8, 9)),
-    "no bias": (nn.Conv2d(12, 20, 3, padding=1, bias=False), (3, 12, 14, 7)),
-    "no padding": (nn.Conv2d(12, 20, 3), (3, 12, 10, 12)),
-    "padding as the kernel asks": (nn.Conv2d(12, 20, 3, padding="same"), (3, 12, 8, 8)),
-    "large padding": (nn.Conv2d(12, 20, 3, padding=2), (3, 12, 8, 8)),
+    "padded": (nn.Conv2d(12, 24, 3, padding=1), (3, 12, 8, 9)),
+    "no bias": (nn.Conv2d(12, 24, 3, padding=1, bias=False), (3, 12, 14, 7)),
+    "no padding": (nn.Conv2d(12, 24, 3), (3, 12, 10, 12)),
+    "padding as the kernel asks": (nn.Conv2d(12, 24, 3, padding="same"), (3, 12, 8, 8)),
+    "large padding": (nn.Conv2d(12, 24, 3, padding=2), (3, 12, 8, 8)),
 }
 
 
@@ -85,7 +109,7 @@ LAYERS = {
 def test_output_and_gradients_are_the_plain_ones(name: str, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, shape = LAYERS[name]
     served = assert_same_training(_three_taps, layer, shape, codec, monkeypatch)
-    assert served == ["output", "input_gradient"]
+    assert served == ["output", "weight_gradient", "input_gradient"]
 
 
 def image(*shape: int) -> Tensor:

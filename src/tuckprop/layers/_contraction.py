@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tuckprop.codecs import Packed
-from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap
+from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap, _three_taps
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._plain_convolution import plain_gradients
 from tuckprop.layers._route import BATCH, CHANNEL, SPATIAL, Route, cheapest_route, reducible
@@ -42,7 +42,9 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
     if not operands.factors:
         return dense_route(operands.core, grad, weight, geometry)
     factors = tuple((axis, *factor.shape) for axis, factor in operands.factors.items())
-    route = cheapest_route(operands.core.shape, factors, grad.shape, weight.shape, geometry)
+    fast = _three_taps.serves_weight(grad, packed.shape, weight, geometry)
+    slowdown = _three_taps.WEIGHT_SLOWDOWN if fast else None
+    route = cheapest_route(operands.core.shape, factors, grad.shape, weight.shape, geometry, slowdown)
     if route is Route.FACTORED:
         return factored_route(operands, grad, weight, geometry)
     if route is Route.DENSE:
@@ -53,9 +55,11 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
 def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Return the weight gradient at the input `x` [b, c, h..]."""
     if _one_tap.serves_weight(x, x.shape, weight, geometry):
-        return _one_tap.weight_gradient(x, grad, weight)
+        return _one_tap.weight_gradient(x, grad, weight, geometry)
     if _depthwise.serves_weight(x, x.shape, weight, geometry):
         return _depthwise.weight_gradient(x, grad, weight, geometry)
+    if _three_taps.serves_weight(x, x.shape, weight, geometry):
+        return _three_taps.weight_gradient(x, grad, weight, geometry)
     if _depthwise_gpu.serves_weight(grad, x.shape, weight, geometry):
         return _depthwise_gpu.weight_gradient(x, grad, weight, geometry)
     gradient = plain_gradients(grad, geometry.pad_input(x), weight, geometry, (False, True, False))[1]
@@ -82,7 +86,8 @@ def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     # All output channels and taps in one product: one an output channel, with as many columns as taps, is far slower.
     rows = gradient.flatten(2).transpose(1, 2)  # [o, (k..), rank]
     whole = (rows.reshape(-1, rows.shape[2]) @ factor.T).view(*rows.shape[:2], -1)
-    return whole.transpose(1, 2).reshape(weight.shape)
+    # Flat in between: an axis of size 1 would keep a stride of its own.
+    return whole.transpose(1, 2).reshape(-1).view(weight.shape)
 
 
 def factored_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

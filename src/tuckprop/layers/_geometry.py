@@ -61,10 +61,10 @@ class Geometry:
         return any(before or after for before, after in self.explicit)
 
     @cached_property
-    def is_one_product(self) -> bool:
-        """Whether it has one tap, which meets every position once, and all channels in one group."""
+    def has_one_tap(self) -> bool:
+        """Whether it has one tap, no padding, and all channels in one group: a product at each place, or at some."""
         unpadded = not any(before or after for before, after in self.padding)
-        return not self.transposed and unpadded and prod(self.kernel) == prod(self.stride) == self.groups == 1
+        return not self.transposed and unpadded and prod(self.kernel) == self.groups == 1
 
     @cached_property
     def is_three_by_three(self) -> bool:

@@ -2,6 +2,7 @@
 
 Index legend: b batch, c input channels, o output channels, p positions; X input, W weight, G output gradient:
     Y[b] = W X[b]        dX[b] = W^T G[b]        dW = sum_b G[b] X[b]^T
+With a stride, X are the positions that it meets, and dX is zero elsewhere.
 PyTorch's convolution takes channels-first tensors into another layout and back, for which it needs another two tensors
 of the size and two to four times the time of the products. In double precision it does not, and is left to itself.
 Output and input gradient are compiled products where these serve, which are a tenth to a fifth faster than a library's.
@@ -29,8 +30,8 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
         geometry: The layer's geometry.
     """
     return (
-        geometry.is_one_product
-        and (prod(shape[2:]) >= _POSITIONS or (_fits(prod(shape[2:])) and native.serves(x)))
+        geometry.has_one_tap
+        and (_positions(shape, geometry) >= _POSITIONS or (_fits(_positions(shape, geometry)) and native.serves(x)))
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and type(x) in {Tensor, nn.Parameter}
@@ -44,11 +45,22 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
 
 def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     """Say whether `weight_gradient` takes these, in a work buffer no larger than input and output gradient together."""
-    if not geometry.is_one_product:
+    if not geometry.has_one_tap:
         return False
-    (outputs, channels), positions = weight.shape[:2], prod(shape[2:])
+    (outputs, channels), positions = weight.shape[:2], _positions(shape, geometry)
     small = outputs * channels <= (outputs + channels) * positions
     return small and positions >= _POSITIONS and serves(x, shape, weight, geometry)
+
+
+def _positions(shape: Size, geometry: Geometry) -> int:
+    """Return the positions of a sample that the tap meets."""
+    return prod(-(-size // stride) for size, stride in zip(shape[2:], geometry.stride, strict=True))
+
+
+def _met(x: Tensor, geometry: Geometry) -> Tensor:
+    """Return the view of `x` [b, c, s..] that the tap meets: all of it without a stride."""
+    steps = [slice(None, None, stride) for stride in geometry.stride]
+    return x if prod(geometry.stride) == 1 else x[(slice(None), slice(None), *steps)]
 
 
 def _fits(positions: int) -> bool:
@@ -60,19 +72,25 @@ def _channels_last(weight: Tensor) -> bool:
     return weight.dim() > 3 and weight.shape[1] > 1 and weight.stride(-1) != 1
 
 
-def output(x: Tensor, weight: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
+def output(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Return the convolution of `x` [b, c, s..] with `weight` [o, c, 1..] and `bias` [o]: [b, o, s..]."""
-    y = _products(weight.flatten(1), x)
+    y = _products(weight.flatten(1), _met(x, geometry).contiguous())
     return y if bias is None else y.add_(bias.view(-1, *[1] * (x.dim() - 2)))
 
 
-def input_gradient(grad: Tensor, weight: Tensor, _shape: Size, _geometry: Geometry) -> Tensor:
-    """Return the gradient of the input, [b, c, s..], from that of the output, [b, o, s..]."""
-    return _products(weight.flatten(1).T, grad)
+def input_gradient(grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry) -> Tensor:
+    """Return the gradient of the input, of this shape, from that of the output, [b, o, m..]."""
+    products = _products(weight.flatten(1).T, grad)
+    if prod(geometry.stride) == 1:
+        return products
+    out = grad.new_zeros(shape)
+    _met(out, geometry).copy_(products)
+    return out
 
 
-def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the weight, [o, c, 1..], from input [b, c, s..] and output gradient [b, o, s..]."""
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the gradient of the weight, [o, c, 1..], from input [b, c, s..] and output gradient [b, o, m..]."""
+    x = _met(x, geometry)
     return torch.bmm(grad.flatten(2), x.flatten(2).transpose(1, 2)).sum(0).view_as(weight)
 
 

@@ -41,6 +41,7 @@ class Sizes(NamedTuple):
         grad: Shape of the gradient of the output [b, o, m..].
         weight: Shape of the weight.
         geometry: The layer's.
+        slowdown: Time of its own weight gradient, of that of a large product with as many multiplications.
     """
 
     core: Sequence[int]
@@ -48,6 +49,7 @@ class Sizes(NamedTuple):
     grad: Sequence[int]
     weight: Sequence[int]
     geometry: Geometry
+    slowdown: float
 
 
 @lru_cache(maxsize=4096)
@@ -57,6 +59,7 @@ def cheapest_route(
     grad: Sequence[int],
     weight: Sequence[int],
     geometry: Geometry,
+    slowdown: float | None = None,
 ) -> Route:
     """Return the route that costs least; the answer is remembered, as sizes repeat from step to step.
 
@@ -66,12 +69,21 @@ def cheapest_route(
         grad: Shape of the gradient of the output [b, o, m..].
         weight: Shape of the weight.
         geometry: The layer's.
+        slowdown: As in `Sizes`; None for that of a library.
     """
-    sizes = Sizes(core, {axis: (size, rank) for axis, size, rank in factors}, grad, weight, geometry)
+    by_axis = {axis: (size, rank) for axis, size, rank in factors}
+    sizes = Sizes(core, by_axis, grad, weight, geometry, _slowdown(geometry) if slowdown is None else slowdown)
     dense, reduced = rebuilt_cost(sizes, keep=()), rebuilt_cost(sizes, keep=reducible(geometry))
     if factored_cost(sizes) <= min(reduced, dense):
         return Route.FACTORED
     return Route.DENSE if dense <= reduced else Route.REDUCED
+
+
+def _slowdown(geometry: Geometry) -> float:
+    """Return that of a library's weight gradient."""
+    if geometry.groups > 1:
+        return _GROUPED_SLOWDOWN
+    return _CONV_SLOWDOWN if prod(geometry.kernel) > 1 else 1
 
 
 def reducible(geometry: Geometry) -> tuple[int, ...]:
@@ -81,7 +93,7 @@ def reducible(geometry: Geometry) -> tuple[int, ...]:
 
 def factored_cost(sizes: Sizes) -> float:
     """Return the cost of the factored route, in operations of a large matrix product; infinite where it cannot go."""
-    core, factors, grad, weight, geometry = sizes
+    core, factors, grad, weight, geometry, _ = sizes
     elements, cost = float(prod(grad)), 0.0
     if BATCH in factors:
         size, rank = factors[BATCH]
@@ -120,7 +132,7 @@ def rebuilt_cost(sizes: Sizes, *, keep: tuple[int, ...]) -> float:
 
     That of the reduced route with all that can be kept, that of the dense route with none; unit of `factored_cost`.
     """
-    core, factors, grad, weight, geometry = sizes
+    core, factors, grad, weight, geometry, slowdown = sizes
     elements, cost = float(prod(core)), 0.0
     for axis, (size, rank) in sorted(factors.items(), key=lambda item: item[1][0] / item[1][1]):
         if axis not in keep:
@@ -133,7 +145,6 @@ def rebuilt_cost(sizes: Sizes, *, keep: tuple[int, ...]) -> float:
         grad_elements *= rank / size
     taps = prod(geometry.kernel)
     inputs = weight[1]  # Of a group; outputs of a group, if transposed.
-    slowdown = _GROUPED_SLOWDOWN if geometry.groups > 1 else _CONV_SLOWDOWN if taps > 1 else 1
     if CHANNEL in factors and CHANNEL in keep:
         rank = factors[CHANNEL][1]
         cost += 2 * prod(weight) * rank + MOVE * prod(weight)

@@ -1,7 +1,9 @@
 """Convolutions of 3 x 3 taps at stride 1 on a CPU, channels first, by Winograd's F(2 x 2, 3 x 3).
 
 A library's convolution multiplies 36 times for 2 x 2 outputs, at the speed of a large product; this multiplies 16 times
-(`native/winograd.c`). Its sums are of other order, and its rounding errors one to three times those of the library.
+(`native/winograd.c`), for the gradient of the weight too (`native/winograd_weight.c`). Its sums are of other order. The
+rounding errors of output and input gradient are one to three times those of the library, those of the weight's gradient
+at most the same.
 """
 
 from math import prod
@@ -17,6 +19,12 @@ _CHANNELS = 8
 
 # Fewer tiles are not worth the transform of the taps.
 _TILES = 32
+
+# The weight gradient of so few pairs of channels is not worth the memory that it takes.
+_PAIRS = 256
+
+# Time of the weight gradient, of that which a large product takes for the multiplications that a library makes.
+WEIGHT_SLOWDOWN = 0.65
 
 # Multiplications for one that a library makes, at most: small odd planes fill their tiles badly.
 _SHARE = 0.6
@@ -45,6 +53,11 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     )
 
 
+def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
+    """Say whether `weight_gradient` takes these; arguments as for `serves`."""
+    return geometry.is_three_by_three and prod(weight.shape[:2]) >= _PAIRS and serves(x, shape, weight, geometry)
+
+
 def _positions(shape: Size, geometry: Geometry) -> list[int]:
     return [size + 2 * pad - 2 for size, pad in zip(shape[2:], geometry.implicit, strict=True)]
 
@@ -66,4 +79,11 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry
     """Return the gradient of an input of this shape from that of the output, [b, o, m, n]."""
     out = grad.new_empty(shape)
     native.winograd_input(grad, weight, out, geometry.implicit)
+    return out
+
+
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the gradient of the weight [o, c, 3, 3] from input [b, c, h, v] and output gradient [b, o, m, n]."""
+    out = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    native.winograd_weight(x, grad.contiguous(), out, geometry.implicit)
     return out

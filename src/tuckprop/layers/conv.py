@@ -50,7 +50,7 @@ class Path(GradientPath, Protocol):
 # The first that serves is taken.
 _PATHS: tuple[Path, ...] = (_one_tap, _depthwise, _three_taps)
 _GRADIENT_PATHS: tuple[GradientPath, ...] = (*_PATHS, _depthwise_gpu)
-_WEIGHT_PATHS = (_one_tap, _depthwise, _depthwise_gpu)
+_WEIGHT_PATHS = (_one_tap, _depthwise, _three_taps, _depthwise_gpu)
 
 # Computes the plain layer's output from input, weight and bias.
 PlainConvolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -19,6 +19,7 @@ from tuckprop.native.convolution import (
     depthwise_weight,
     winograd,
     winograd_input,
+    winograd_weight,
 )
 
 # Elements of the widest vector that a kernel works with.
@@ -346,4 +347,5 @@ __all__ = [
     "tridiagonal",
     "winograd",
     "winograd_input",
+    "winograd_weight",
 ]

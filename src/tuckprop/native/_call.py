@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "depthwise_weight": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
     "winograd": (*[c_void_p] * 4, *[c_int64] * 7),
     "winograd_input": (*[c_void_p] * 3, *[c_int64] * 7),
+    "winograd_weight": (*[c_void_p] * 3, *[c_int64] * 7),
 }
 
 # Those that return a number.

@@ -59,6 +59,12 @@ def winograd_input(grad: Tensor, weight: Tensor, out: Tensor, padding: Sequence[
     kernel("winograd_input")(grad.data_ptr(), weight.data_ptr(), out.data_ptr(), *sizes)
 
 
+def winograd_weight(x: Tensor, grad: Tensor, out: Tensor, padding: Sequence[int]) -> None:
+    """Write the gradient of the weight of `winograd` into `out` [o, c, 3, 3], from input and output gradient."""
+    sizes = (len(x), x.shape[1], grad.shape[1], *x.shape[2:], *padding)
+    kernel("winograd_weight")(x.data_ptr(), grad.data_ptr(), out.data_ptr(), *sizes)
+
+
 __all__ = [
     "MOST_TAPS",
     "depthwise",
@@ -66,4 +72,5 @@ __all__ = [
     "depthwise_weight",
     "winograd",
     "winograd_input",
+    "winograd_weight",
 ]
