@@ -59,9 +59,11 @@ def _depthwise(positions: Tensor, window: Any) -> int:
 _FLOPS: dict[str, Callable[..., int]] = {
     "gram": _gram,
     "product": _product,
+    "measured_product": _product,
     "cross": _cross,
     "winograd": lambda weight, y, **_: _winograd(weight, y),
     "winograd_input": lambda weight, out, **_: _winograd(weight, out),
+    "winograd_weight": lambda grad, out, **_: _winograd(out, grad),
     "depthwise": lambda y, window, **_: _depthwise(y, window),
     "depthwise_input": lambda grad, window, **_: _depthwise(grad, window),
     "depthwise_weight": lambda grad, window, **_: _depthwise(grad, window),

@@ -46,6 +46,11 @@ class Settings:
     out: Path | None = None
     """Add records to this JSONL file."""
 
+    def __post_init__(self) -> None:
+        # Before anything is timed: MCUNet may be the last network of an hour.
+        if self.weights is not None and not self.weights.is_file():
+            raise SystemExit(f"--weights: expected a file of weights for MCUNet, there is none at {self.weights}")
+
 
 @dataclass(frozen=True)
 class Quartiles:

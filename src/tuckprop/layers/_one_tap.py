@@ -19,6 +19,9 @@ from tuckprop.layers._geometry import Geometry
 # With fewer positions a sample, a library's products are too small to gain (measured on two cores: 7 x 7).
 _POSITIONS = 49
 
+# Channels on one side, and pairs of channels, up to which a kernel's weight gradient is faster: by up to three times.
+_NARROW, _SMALL = 24, 1 << 13
+
 
 def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     """Say whether `output` and `input_gradient` take these.
@@ -90,8 +93,17 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Return the gradient of the weight, [o, c, 1..], from input [b, c, s..] and output gradient [b, o, m..]."""
-    x = _met(x, geometry)
-    return torch.bmm(grad.flatten(2), x.flatten(2).transpose(1, 2)).sum(0).view_as(weight)
+    left, right = grad.flatten(2), _met(x, geometry).flatten(2)
+    if _crosses(left, right):
+        return native.cross(left, right.contiguous()).view_as(weight)
+    return torch.bmm(left, right.transpose(1, 2)).sum(0).view_as(weight)
+
+
+def _crosses(left: Tensor, right: Tensor) -> bool:
+    """Say whether a compiled kernel sums products of matrices [b, o, p] and [b, c, p] faster than a library."""
+    outputs, channels, positions = left.shape[1], right.shape[1], left.shape[2]
+    narrow = min(outputs, channels) <= _NARROW or outputs * channels <= _SMALL
+    return narrow and positions % native.LANES == 0 and left.is_contiguous() and native.serves(left)
 
 
 def _products(matrix: Tensor, x: Tensor) -> Tensor:

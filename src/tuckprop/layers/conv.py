@@ -9,6 +9,7 @@ and comes from the factors of A by one of three routes, the cheapest by a count 
     factored  every sum over positions is a product with a windowed spatial factor, A is never formed;
     reduced   spatial factors are multiplied out, batch and channel factors shrink an ordinary weight gradient;
     dense     A is rebuilt.
+An ordinary weight gradient is PyTorch's, but for the layers named above.
 """
 
 from collections.abc import Callable

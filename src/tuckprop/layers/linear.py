@@ -17,6 +17,10 @@ from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.linalg.modes import MOVE, mode_product, product_cost
 
+# A library takes up to ten times as long for a product with so few columns, and somewhat longer for one of so few rows,
+# where the other operand is transposed.
+_FEW_COLUMNS, _FEW_ROWS = 16, 1 << 12
+
 
 class FactoredMatmul(torch.autograd.Function):
     """`F.linear` that keeps its input in packed form."""
@@ -63,8 +67,12 @@ def weight_gradient(packed: Packed, grad: Tensor) -> Tensor:
         leading = []
     for axis in leading:
         grad = mode_product(grad, factors[axis], axis)
-    gradient = grad.reshape(-1, grad.shape[-1]).T @ core.reshape(-1, core.shape[-1])
-    return gradient @ factors[features].T if features in factors else gradient
+    rows, inner = grad.reshape(-1, grad.shape[-1]), core.reshape(-1, core.shape[-1])
+    if features not in factors:
+        return rows.T @ inner
+    few = inner.shape[1] <= _FEW_COLUMNS or len(inner) <= _FEW_ROWS
+    products = mode_product(rows, inner, 0).T if few else rows.T @ inner
+    return products @ factors[features].T
 
 
 def _factored_cost(core: Tensor, leading: list[Tensor], grad: Tensor) -> float:
