@@ -12,14 +12,13 @@ it. Each method has a floor of its own; the last column divides by that of the f
 in speed.py.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 import tyro
 from arms import NETWORKS, Network, Training, batches
 from environment import environment, in_words
+from machine import Machine
 from rich.console import Console
 from rich.table import Table
 from step_cost import Operation, step_operations
@@ -63,51 +62,17 @@ class Floor:
     floor: float
 
 
-class Machine:
-    """Measured rates of this machine, with the threads that PyTorch has now."""
-
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self._device = torch.device(options.device)
-        self.products: dict[torch.dtype, float] = {}
-        source = torch.ones(options.copy_mb * 10**6 // 4, device=self._device)
-        target = torch.zeros_like(source)
-        self.copy = 2 * source.nbytes / self._best(lambda: target.copy_(source))
-
-    def product(self, dtype: torch.dtype) -> float:
-        """Return FLOPs a second of a square matrix product in that type."""
-        if dtype not in self.products:
-            n = self._options.product_size
-            a, b = (torch.randn(n, n, device=self._device).to(dtype) for _ in range(2))
-            out = torch.empty_like(a)
-            self.products[dtype] = 2 * n**3 / self._best(lambda: torch.mm(a, b, out=out))
-        return self.products[dtype]
-
-    def floor(self, operations: list[Operation]) -> Floor:
-        """Return what the operations cost here."""
-        arithmetic = [o.flops / self.product(o.dtype) if o.flops else 0.0 for o in operations]
-        movement = [o.bytes / self.copy for o in operations]
-        return Floor(
-            sum(o.flops for o in operations),
-            sum(o.bytes for o in operations),
-            sum(arithmetic),
-            sum(movement),
-            sum(max(pair) for pair in zip(arithmetic, movement, strict=True)),
-        )
-
-    def _best(self, run: Callable[[], object]) -> float:
-        times = []
-        for _ in range(self._options.tries + 1):
-            self._wait()
-            start = time.perf_counter()
-            run()
-            self._wait()
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+def floor_of(operations: list[Operation], machine: Machine) -> Floor:
+    """Return what the operations cost on this machine."""
+    arithmetic = [o.flops / machine.product(o.dtype) if o.flops else 0.0 for o in operations]
+    movement = [o.bytes / machine.copy for o in operations]
+    return Floor(
+        sum(o.flops for o in operations),
+        sum(o.bytes for o in operations),
+        sum(arithmetic),
+        sum(movement),
+        sum(max(pair) for pair in zip(arithmetic, movement, strict=True)),
+    )
 
 
 def count(options: Options, network: Network, method: str) -> list[Operation]:
@@ -125,10 +90,10 @@ def main() -> None:
     options = tyro.cli(Options)
     torch.set_num_threads(options.threads)
     console = Console(width=140)
-    machine = Machine(options)
+    machine = Machine(torch.device(options.device), options.product_size, options.copy_mb, options.tries)
     for name in options.networks:
         network = NETWORKS[name]
-        floors = {method: machine.floor(count(options, network, method)) for method in options.methods}
+        floors = {method: floor_of(count(options, network, method), machine) for method in options.methods}
         results = compare(options, network, options.methods)
         rates = {
             "copy_rate": machine.copy,
