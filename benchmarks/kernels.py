@@ -27,6 +27,7 @@ from tuckprop import native
 from tuckprop.layers import _depthwise, _one_tap
 from tuckprop.layers._plain_convolution import plain_gradients
 from tuckprop.layers.conv import geometry_of
+from tuckprop.layers.linear import products_of_columns
 from tuckprop.linalg.modes import mode_gram, mode_product
 from tuckprop.memory import keep_freed_memory
 
@@ -86,7 +87,7 @@ def projections() -> Iterator[Case]:
     grad, core = randn(12544, 384), randn(12544, 3)
     yield Case(
         "12,544 rows of 384, transposed, times 3 columns",
-        lambda: mode_product(grad, core, 0),
+        lambda: products_of_columns(grad, core),
         lambda: grad.T @ core,
         2 * grad.numel() * 3,
         grad.nbytes,

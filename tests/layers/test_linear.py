@@ -29,6 +29,18 @@ def test_the_weight_gradient_of_any_leading_axes_is_that_of_them_flattened(leadi
     assert_close(weight_gradient(packed, grad), expected, **TIGHT)
 
 
+@pytest.mark.parametrize("rows", [300, 4096, 20_000])
+@pytest.mark.parametrize("columns", [3, 16, 40])
+def test_sums_over_many_rows_are_as_accurate_as_a_librarys(rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grad, core = (torch.randn(rows, size, generator=generator) + 0.5 for size in (72, columns))
+    factor = torch.linalg.qr(torch.randn(80, columns, generator=generator)).Q
+    got = weight_gradient(TuckerPacked(core, {1: factor}, (0, columns)), grad)
+    exact = grad.double().T @ core.double() @ factor.double().T
+    assert got.is_contiguous()
+    assert (got - exact).norm() < 2e-6 * exact.norm()
+
+
 @pytest.mark.parametrize("shape", [(16, 64, 32), (4, 64, 8), (64, 2, 2)], ids=str)
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_both_ways_to_the_gradient_are_the_same(

@@ -131,3 +131,13 @@ def test_a_batch_of_eigenproblems_is_each_of_them(sizes: list[int], scale: float
         rebuilt = vectors * energies @ vectors.T
         torch.testing.assert_close(rebuilt, gram, rtol=0, atol=1e-11 * float(gram.trace()))
         assert bool((energies.diff() >= -1e-12 * scale).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_energy_that_single_precision_has_no_number_for_is_refused(dtype: torch.dtype) -> None:
+    """A kernel sums in double precision, but what follows squares in single."""
+    x = torch.ones(2, dtype=dtype)
+    check_energy(3e38, x)
+    with pytest.raises(NotFactorableError):
+        check_energy(4e38, x)
+    check_energy(4e38, x.double())

@@ -47,7 +47,7 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
 
 
 def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
-    """Say whether `weight_gradient` takes these, in a work buffer no larger than input and output gradient together."""
+    """Say whether `weight_gradient` takes these, in buffers of about the size of input and output gradient."""
     if not geometry.has_one_tap:
         return False
     (outputs, channels), positions = weight.shape[:2], _positions(shape, geometry)

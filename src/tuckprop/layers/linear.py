@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuckprop import native
 from tuckprop.codecs import Packed
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 from tuckprop.layers._uncompiled import uncompiled
 from tuckprop.linalg.modes import MOVE, mode_product, product_cost
 
-# A library takes up to ten times as long for a product with so few columns, and somewhat longer for one of so few rows,
-# where the other operand is transposed.
+# A library takes up to ten times as long as a compiled kernel for a product with so few columns, and somewhat longer
+# for one of so few rows, where the other operand is transposed. More rows are summed so many at a time: short sums.
 _FEW_COLUMNS, _FEW_ROWS = 16, 1 << 12
 
 
@@ -70,9 +71,18 @@ def weight_gradient(packed: Packed, grad: Tensor) -> Tensor:
     rows, inner = grad.reshape(-1, grad.shape[-1]), core.reshape(-1, core.shape[-1])
     if features not in factors:
         return rows.T @ inner
-    few = inner.shape[1] <= _FEW_COLUMNS or len(inner) <= _FEW_ROWS
-    products = mode_product(rows, inner, 0).T if few else rows.T @ inner
+    few = native.serves(rows) and (inner.shape[1] <= _FEW_COLUMNS or len(inner) <= _FEW_ROWS)
+    products = products_of_columns(rows, inner) if few else rows.T @ inner
     return products @ factors[features].T
+
+
+def products_of_columns(rows: Tensor, inner: Tensor) -> Tensor:
+    """Return `rows^T inner` for rows [n, o] and inner [n, r]: [o, r], a transposed tensor."""
+    pieces = zip(rows.split(_FEW_ROWS), inner.split(_FEW_ROWS), strict=True)
+    first, *others = (mode_product(part, other, 0) for part, other in pieces)
+    for product in others:
+        first += product
+    return first.T
 
 
 def _factored_cost(core: Tensor, leading: list[Tensor], grad: Tensor) -> float:

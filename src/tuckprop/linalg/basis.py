@@ -69,7 +69,8 @@ def check_energy(energy: float, x: Tensor) -> None:
     Raises:
         NotFactorableError: `x` has a NaN or an Inf, is too large to square, or is too small to square without being 0.
     """
-    if not energy < float("inf"):
+    # It may have been summed in double precision; what follows squares in single.
+    if not energy <= torch.finfo(torch.promote_types(x.dtype, torch.float32)).max:
         raise NotFactorableError("its energy is not finite")
     limits = torch.finfo(x.dtype)
     if energy < limits.tiny / limits.eps and bool(x.any()):

@@ -187,11 +187,12 @@ static void by_groups(const Gradient *q, Size groups, float *out) {
 static void by_rounds(const Gradient *q, Size round, float *out) {
   const Size piece = up(CHUNK, q->across);
   const Tiles tiles = tiles_for(q, round);
-  float *sums = round < q->rows ? calloc(q->blocks * BLOCK, sizeof(float)) : NULL;
+  const int once = round >= q->rows;
+  float *sums = once ? NULL : calloc(q->blocks * BLOCK, sizeof(float));
 #pragma omp parallel
   {
     const Lines lines = lines_for(q, piece);
-    float *own = sums ? NULL : floats(BLOCK);
+    float *own = once ? floats(BLOCK) : NULL;
     for (Size first = 0; first < q->rows; first += round) {
       const Size rows = least(round, q->rows - first);
 #pragma omp for schedule(static)
@@ -199,7 +200,7 @@ static void by_rounds(const Gradient *q, Size round, float *out) {
         transform(q, first + row, first + least(rows, row + piece), lines, tiles, row);
 #pragma omp for schedule(static)
       for (Size block = 0; block < q->blocks; block++) {
-        float *to = sums ? sums + block * BLOCK : memset(own, 0, BLOCK * sizeof(float));
+        float *to = once ? memset(own, 0, BLOCK * sizeof(float)) : sums + block * BLOCK;
         multiply(q, tiles, rows, block, to);
         if (first + rows == q->rows) finish(q, block, to, out);
       }
