@@ -3,7 +3,7 @@
 A library's convolution multiplies 36 times for 2 x 2 outputs, at the speed of a large product; this multiplies 16 times
 (`native/winograd.c`), for the gradient of the weight too (`native/winograd_weight.c`). Its sums are of other order. The
 rounding errors of output and input gradient are one to three times those of the library, those of the weight's gradient
-at most the same.
+about the same, or smaller.
 """
 
 from math import prod
