@@ -21,7 +21,6 @@ from environment import add_record, environment, in_words
 from machine import Machine
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from tuckprop import native
 from tuckprop.layers import _depthwise, _one_tap
@@ -67,16 +66,11 @@ class Case:
     bytes: int
 
 
-def randn(*shape: int) -> Tensor:
-    """Return numbers of a normal distribution."""
-    return torch.randn(shape)
-
-
 def projections() -> Iterator[Case]:
     """Yield products with a basis, of channels and of columns, and a Linear layer's weight gradient at few columns."""
     for channels, side, rank in ((96, 64, 14), (144, 32, 17), (192, 16, 23)):
         yield _of_channels(channels, side, rank)
-    x, basis = randn(BATCH, 192, 10, 16), randn(16, 10)
+    x, basis = torch.randn(BATCH, 192, 10, 16), torch.randn(16, 10)
     yield Case(
         "16 columns to 10",
         lambda: mode_product(x, basis, 3),
@@ -84,7 +78,7 @@ def projections() -> Iterator[Case]:
         2 * x.numel() * 10,
         x.nbytes * 26 // 16,
     )
-    grad, core = randn(12544, 384), randn(12544, 3)
+    grad, core = torch.randn(12544, 384), torch.randn(12544, 3)
     yield Case(
         "12,544 rows of 384, transposed, times 3 columns",
         lambda: products_of_columns(grad, core),
@@ -95,7 +89,7 @@ def projections() -> Iterator[Case]:
 
 
 def _of_channels(channels: int, side: int, rank: int) -> Case:
-    x, basis = randn(BATCH, channels, side, side), randn(channels, rank)
+    x, basis = torch.randn(BATCH, channels, side, side), torch.randn(channels, rank)
     rows = x.flatten(2)
     return Case(
         f"{channels} channels of {side} x {side} to {rank}",
@@ -110,7 +104,7 @@ def gram_matrices() -> Iterator[Case]:
     """Yield Gram matrices of channels, and of rows that do not fill vectors; half of each is computed."""
     for channels, side in ((96, 64), (192, 16), (576, 8)):
         yield _gram_of_channels(channels, side)
-    core = randn(BATCH, 10500)
+    core = torch.randn(BATCH, 10500)
     yield Case(
         "Gram matrix of 32 rows of 10,500",
         lambda: mode_gram(core, 0),
@@ -121,7 +115,7 @@ def gram_matrices() -> Iterator[Case]:
 
 
 def _gram_of_channels(channels: int, side: int) -> Case:
-    x = randn(BATCH, channels, side, side)
+    x = torch.randn(BATCH, channels, side, side)
     rows = x.flatten(2)
     return Case(
         f"Gram matrix of {channels} channels of {side} x {side}",
@@ -137,7 +131,7 @@ def convolutions() -> Iterator[Case]:
     for channels, side in ((64, 32), (128, 16), (256, 8), (512, 4)):
         yield from _of_three_taps(channels, side)
     yield from _depthwise_cases()
-    x, grad, weight = randn(BATCH, 64, 32, 32), randn(BATCH, 128, 16, 16), randn(128, 64, 1, 1)
+    x, grad, weight = torch.randn(BATCH, 64, 32, 32), torch.randn(BATCH, 128, 16, 16), torch.randn(128, 64, 1, 1)
     geometry = geometry_of((1, 1), 2, 0, 1)
     yield Case(
         "64 to 128 channels of 32 x 32, one tap, stride 2: input's gradient",
@@ -149,36 +143,31 @@ def convolutions() -> Iterator[Case]:
 
 
 def _of_three_taps(channels: int, side: int) -> Iterator[Case]:
-    x, grad = (randn(BATCH, channels, side, side) for _ in range(2))
-    weight, geometry = randn(channels, channels, 3, 3), geometry_of((3, 3), 1, 1, 1)
+    x, grad = (torch.randn(BATCH, channels, side, side) for _ in range(2))
+    weight, geometry = torch.randn(channels, channels, 3, 3), geometry_of((3, 3), 1, 1, 1)
     name, flops = f"{channels} channels of {side} x {side}, 3 x 3 taps", 2 * 9 * channels * x.numel()
     y, out, taps = torch.empty_like(x), torch.empty_like(x), torch.empty_like(weight)
     moved = x.nbytes + grad.nbytes + weight.nbytes
-    yield Case(
-        f"{name}: output",
-        lambda: native.winograd(x, weight, None, y, (1, 1)),
-        lambda: F.conv2d(x, weight, padding=1),
-        flops,
-        moved,
-    )
-    yield Case(
-        f"{name}: input's gradient",
-        lambda: native.winograd_input(grad, weight, out, (1, 1)),
-        lambda: plain_gradients(grad, x, weight, geometry, (True, False, False)),
-        flops,
-        moved,
-    )
-    yield Case(
-        f"{name}: weight's gradient",
-        lambda: native.winograd_weight(x, grad, taps, (1, 1)),
-        lambda: plain_gradients(grad, x, weight, geometry, (False, True, False)),
-        flops,
-        moved,
-    )
+    ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "output": (
+            lambda: native.winograd(x, weight, None, y, (1, 1)),
+            lambda: F.conv2d(x, weight, padding=1),
+        ),
+        "input's gradient": (
+            lambda: native.winograd_input(grad, weight, out, (1, 1)),
+            lambda: plain_gradients(grad, x, weight, geometry, (True, False, False)),
+        ),
+        "weight's gradient": (
+            lambda: native.winograd_weight(x, grad, taps, (1, 1)),
+            lambda: plain_gradients(grad, x, weight, geometry, (False, True, False)),
+        ),
+    }
+    for what, (ours, library) in ways.items():
+        yield Case(f"{name}: {what}", ours, library, flops, moved)
 
 
 def _depthwise_cases() -> Iterator[Case]:
-    x, grad, weight = randn(BATCH, 192, 16, 16), randn(BATCH, 192, 16, 16), randn(192, 1, 3, 3)
+    x, grad, weight = torch.randn(BATCH, 192, 16, 16), torch.randn(BATCH, 192, 16, 16), torch.randn(192, 1, 3, 3)
     geometry, flops, moved = geometry_of((3, 3), 1, 1, 1, 192), 2 * 9 * x.numel(), x.nbytes + grad.nbytes
     name = "192 channels of 16 x 16, depthwise 3 x 3 taps"
     yield Case(

@@ -9,7 +9,7 @@ from torch import Size, Tensor
 
 from tuckprop.codecs._base import Packed
 from tuckprop.linalg.basis import NotFactorableError
-from tuckprop.linalg.layout import inverse, memory_order
+from tuckprop.linalg.layout import inverse, memory_order, moves_nothing
 from tuckprop.linalg.modes import expand
 
 # Shape, factored axes (ascending), and ranks as the paper counts them.
@@ -124,7 +124,7 @@ def in_order(parts: Parts, order: Sequence[int], dtype: torch.dtype) -> TuckerPa
 def put_back(parts: Parts, order: Sequence[int]) -> TuckerPacked:
     """Return the packed form of a tensor from that of the tensor with its axes in this order, in the dtypes it has."""
     core, factors, ranks = parts
-    if all(axis == place for place, axis in enumerate(order)):
+    if moves_nothing(order):
         return TuckerPacked(core, factors, ranks)
     back = inverse(tuple(order))
     kept = {order[axis]: matrix for axis, matrix in factors.items()}

@@ -25,9 +25,6 @@ from tuckprop.linalg.modes import NARROW, add_expanded, expand, mode_product
 # A core that is larger than this share of the tensor is not worth a route of its own.
 _LARGEST_CORE = 0.5
 
-# Positions that compiled kernels read faster than a library, where they do not fill vectors.
-_LONG = 256
-
 
 class OneFactor(Protocol):
     """A packed tensor A' as a core and one factor, beside a gradient G."""
@@ -202,7 +199,7 @@ class StatisticsFactor:
     def _served(self, grad: Tensor) -> bool:
         """Say whether the compiled kernels take it: one axis of statistics, and positions that fill vectors."""
         samples, _, after = self._sizes
-        fills = after > 1 and (after % native.LANES == 0 or after >= _LONG)
+        fills = after > 1 and (after % native.LANES == 0 or after >= native.LONG)
         narrow = samples == 1 and fills and self._core.shape[1] <= NARROW
         return narrow and self._core.dtype == torch.float32 and native.serves(grad)
 

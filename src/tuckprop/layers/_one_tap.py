@@ -34,7 +34,7 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     """
     return (
         geometry.has_one_tap
-        and (_positions(shape, geometry) >= _POSITIONS or (_fits(_positions(shape, geometry)) and native.serves(x)))
+        and _enough(_positions(shape, geometry), x)
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and type(x) in {Tensor, nn.Parameter}
@@ -66,9 +66,9 @@ def _met(x: Tensor, geometry: Geometry) -> Tensor:
     return x if prod(geometry.stride) == 1 else x[(slice(None), slice(None), *steps)]
 
 
-def _fits(positions: int) -> bool:
-    """Say whether compiled products of so few positions are fast: where they fill vectors."""
-    return positions > 0 and positions % native.LANES == 0
+def _enough(positions: int, x: Tensor) -> bool:
+    """Say whether products of so many positions are fast: few have to fill vectors, for compiled ones."""
+    return positions >= _POSITIONS or (positions > 0 and positions % native.LANES == 0 and native.serves(x))
 
 
 def _channels_last(weight: Tensor) -> bool:

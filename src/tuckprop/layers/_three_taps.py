@@ -55,7 +55,7 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
 
 def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
     """Say whether `weight_gradient` takes these; arguments as for `serves`."""
-    return geometry.is_three_by_three and prod(weight.shape[:2]) >= _PAIRS and serves(x, shape, weight, geometry)
+    return serves(x, shape, weight, geometry) and prod(weight.shape[:2]) >= _PAIRS
 
 
 def _positions(shape: Size, geometry: Geometry) -> list[int]:

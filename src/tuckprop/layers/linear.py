@@ -16,11 +16,11 @@ from tuckprop.codecs import Packed
 from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._twin import Twin, autocast, trains, twin_of
 from tuckprop.layers._uncompiled import uncompiled
-from tuckprop.linalg.modes import MOVE, mode_product, product_cost
+from tuckprop.linalg.modes import DEEP, MOVE, mode_product, product_cost
 
 # A library takes up to ten times as long as a compiled kernel for a product with so few columns, and somewhat longer
-# for one of so few rows, where the other operand is transposed. More rows are summed so many at a time: short sums.
-_FEW_COLUMNS, _FEW_ROWS = 16, 1 << 12
+# for one of at most DEEP rows, where the other operand is transposed. More rows are summed so many at a time.
+_FEW_COLUMNS = 16
 
 
 class FactoredMatmul(torch.autograd.Function):
@@ -71,14 +71,14 @@ def weight_gradient(packed: Packed, grad: Tensor) -> Tensor:
     rows, inner = grad.reshape(-1, grad.shape[-1]), core.reshape(-1, core.shape[-1])
     if features not in factors:
         return rows.T @ inner
-    few = native.serves(rows) and (inner.shape[1] <= _FEW_COLUMNS or len(inner) <= _FEW_ROWS)
+    few = native.serves(rows) and (inner.shape[1] <= _FEW_COLUMNS or len(inner) <= DEEP)
     products = products_of_columns(rows, inner) if few else rows.T @ inner
     return products @ factors[features].T
 
 
 def products_of_columns(rows: Tensor, inner: Tensor) -> Tensor:
     """Return `rows^T inner` for rows [n, o] and inner [n, r]: [o, r], a transposed tensor."""
-    pieces = zip(rows.split(_FEW_ROWS), inner.split(_FEW_ROWS), strict=True)
+    pieces = zip(rows.split(DEEP), inner.split(DEEP), strict=True)
     first, *others = (mode_product(part, other, 0) for part, other in pieces)
     for product in others:
         first += product

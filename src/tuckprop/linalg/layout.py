@@ -49,6 +49,11 @@ def _order(strides: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(strides)), key=lambda axis: (-strides[axis], axis)))
 
 
+def moves_nothing(order: Sequence[int]) -> bool:
+    """Say whether a permutation leaves every axis where it is."""
+    return all(axis == place for place, axis in enumerate(order))
+
+
 @lru_cache(maxsize=1024)
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """Return the permutation that undoes this one: where each axis is in it."""

@@ -34,7 +34,7 @@ _TINY_PRODUCT = 16
 _LEAST_PRODUCT = 1 << 13
 
 # Longer sums than so many products are a library's, which cuts them: its rounding errors are smaller.
-_DEEP = 1 << 12
+DEEP = 1 << 12
 
 # More than so many products of matrices of so many elements are done as one.
 _FEW = 64
@@ -116,7 +116,7 @@ def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
     """Say whether compiled kernels multiply the stack `x` [before, n, after] by a matrix [n, k], and faster."""
     if x.numel() < _LEAST_PRODUCT or not native.serves(x):
         return False
-    if after > 1 and x.numel() // (before * after) > _DEEP:
+    if after > 1 and matrix.shape[0] > DEEP:
         return False
     narrow = min(matrix.shape) <= NARROW
     if after == 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Size, Tensor
 
 from tuckprop.linalg.energy import Energy
-from tuckprop.linalg.layout import memory_order
+from tuckprop.linalg.layout import memory_order, moves_nothing
 from tuckprop.linalg.modes import mode_product
 
 # Elements that are formed at a time: they stay in a processor's cache.
@@ -71,7 +71,7 @@ class Standardised:
 
     def permute(self, order: Sequence[int]) -> "Standardised":
         """Return the tensor with its axes in this order."""
-        if all(axis == place for place, axis in enumerate(order)):
+        if moves_nothing(order):
             return self
         return Standardised(self.x.permute(*order), self.shift.permute(*order), self.scale.permute(*order), self.energy)
 

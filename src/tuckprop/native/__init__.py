@@ -30,9 +30,9 @@ LANES = 16
 _WIDE = 256
 _NARROW = 32
 
-# Where rows end within a vector, those sizes are smaller, unless rows are long.
+# Where rows end within a vector, those sizes are smaller, unless rows have so many positions.
 _RAGGED_WIDE = 96
-_LONG = 256
+LONG = 256
 
 
 def serves(x: Tensor) -> bool:
@@ -215,7 +215,7 @@ def _reads_rows(size: int, positions: int) -> bool:
     """Say whether the rows of matrices [size, positions] are best read as they lie."""
     if positions % LANES == 0:
         return size < _WIDE
-    return positions >= LANES and (size <= _NARROW or (size < _RAGGED_WIDE and positions >= _LONG))
+    return positions >= LANES and (size <= _NARROW or (size < _RAGGED_WIDE and positions >= LONG))
 
 
 def cross(left: Tensor, right: Tensor) -> Tensor:
@@ -235,10 +235,10 @@ def cross(left: Tensor, right: Tensor) -> Tensor:
 
 
 # Of a stack of matrices [samples, n, positions].
-Sizes = tuple[int, int, int]
+StackSizes = tuple[int, int, int]
 
 
-def product(stack: Tensor, sizes: Sizes, matrix: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
+def product(stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
     """Write `matrix^T X` for each X of a stack into `out`, or add it to `scale` times what `out` has.
 
     Args:
@@ -251,7 +251,7 @@ def product(stack: Tensor, sizes: Sizes, matrix: Tensor, out: Tensor, scale: Ten
     _product(stack, sizes, matrix, out, scale, measures=False)
 
 
-def measured_product(stack: Tensor, sizes: Sizes, matrix: Tensor, out: Tensor) -> float:
+def measured_product(stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor) -> float:
     """Do what `product` does, and return the sum of squares of the stack, which is read once for both.
 
     Args:
@@ -263,7 +263,9 @@ def measured_product(stack: Tensor, sizes: Sizes, matrix: Tensor, out: Tensor) -
     return _product(stack, sizes, matrix, out, None, measures=True)
 
 
-def _product(stack: Tensor, sizes: Sizes, matrix: Tensor, out: Tensor, scale: Tensor | None, measures: bool) -> float:
+def _product(
+    stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor, scale: Tensor | None, measures: bool
+) -> float:
     samples, size, positions = sizes
     pointers = (stack.data_ptr(), matrix.data_ptr(), out.data_ptr())
     if positions == 1:
@@ -325,6 +327,7 @@ def _window(x: Tensor, y: Tensor, window: Sequence[Sequence[int]]) -> tuple[int,
 
 __all__ = [
     "LANES",
+    "LONG",
     "MOST_TAPS",
     "batch_norm",
     "batch_norm_backward",
