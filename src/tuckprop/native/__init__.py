@@ -1,6 +1,6 @@
 """Kernels in C for passes over large tensors that PyTorch's operations make several of.
 
-They are compiled on first use, in a second, where there is a C compiler, and serve float32 on a CPU. Wherever they do
+They are compiled on first use, in seconds, where there is a C compiler, and serve float32 on a CPU. Wherever they do
 not serve, PyTorch's operations compute the same: nothing depends on them but time.
 """
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -70,8 +71,14 @@ def _fingerprint(compiler: str) -> str:
 def _compile(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         parts, whole = [Path(folder, f"{source.stem}.o") for source in _SOURCES], Path(folder, "kernels.so")
-        steps = [[*_FLAGS, "-c", str(s), "-o", str(part)] for s, part in zip(_SOURCES, parts, strict=True)]
-        # Linked without -fopenmp: a second copy of its library would have threads of its own.
-        for arguments in [*steps, ["-shared", *map(str, parts), "-lm", "-o", str(whole)]]:
+
+        def run(arguments: list[str]) -> None:
             subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=120)
+
+        # The first use waits for it: all at once.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            steps = [[*_FLAGS, "-c", str(s), "-o", str(part)] for s, part in zip(_SOURCES, parts, strict=True)]
+            list(pool.map(run, steps))
+        # Linked without -fopenmp: a second copy of its library would have threads of its own.
+        run(["-shared", *map(str, parts), "-lm", "-o", str(whole)])
         whole.replace(path)
