@@ -3,13 +3,14 @@
  * factorisations, in double precision. Every sum has one order, whatever the number of threads. */
 
 #include <math.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "vectors.h"
 
-/* Rows of A in work together, reflections after which A is written anew, and rows of a thread at a time. */
-enum { HIGH = 4, PENDING = 2, BAND = 8 };
+/* Rows of A in work together, reflections after which A is written anew, and parts of A that threads share out. */
+enum { HIGH = LANES == 16 ? 8 : 4, PENDING = 2, PARTS = 4 };
 
 /* Eigenvalues in one register, in work together, and found at a time. */
 enum { PAIR = LANES / 2, REGISTERS = 4, TOGETHER = REGISTERS * PAIR, CHUNK = 4 * TOGETHER };
@@ -33,8 +34,9 @@ static inline float dot(const float *a, const float *b, Size count) {
   return total(sum);
 }
 
-/* p = A x for `high` rows from column `start` on, after A -= V W^T + W V^T for as many columns of V and W as `pairs`,
- * which are stored [PENDING, pitch]. */
+/* p += A x by `high` rows from row i on, whose block of the diagonal starts at column `start`, after A -= V W^T + W V^T
+ * for as many columns of V and W as `pairs`, which are stored [PENDING, pitch]. A is read from its blocks on and above
+ * the diagonal: what lies above stands for what lies below. */
 static inline __attribute__((always_inline)) void multiply(float *a, Size pitch, Size i, Size start, const float *v,
                                                            const float *w, const float *x, float *p, const int high,
                                                            const int pairs) {
@@ -53,26 +55,38 @@ static inline __attribute__((always_inline)) void multiply(float *a, Size pitch,
       if (pairs) *(Vector *)(a + t * pitch + c) = now[t];
       sum[t] += now[t] * by;
     }
+    if (c == start) continue;
+    Vector mirrored = *(Vector *)(p + c);
+    for (int t = 0; t < high; t++) mirrored += now[t] * x[i + t];
+    *(Vector *)(p + c) = mirrored;
   }
-  for (int t = 0; t < high; t++) p[i + t] = total(sum[t]);
+  for (int t = 0; t < high; t++) p[i + t] += total(sum[t]);
 }
 
 /* Makes x[j + 1..] the vector of the reflection that leaves *e in its place, and returns the factor tau. */
-static float reflect(float *x, Size j, Size size, double *e) {
+static float reflect(float *x, Size j, Size pitch, double *e) {
+  const double first = x[j + 1];
+  memset(x, 0, (j + 2) * sizeof(float));
+  Doubles squares = {0};
+  for (Size i = (j + 1) / PAIR * PAIR; i < pitch; i += PAIR) {
+    const Doubles part = __builtin_convertvector(*(const Half *)(x + i), Doubles);
+    squares += part * part;
+  }
   double below = 0;
-  for (Size i = j + 2; i < size; i++) below += (double)x[i] * x[i];
-  const double first = x[j + 1], norm = sqrt(first * first + below);
-  memset(x, 0, (j + 1) * sizeof(float));
+  for (int l = 0; l < PAIR; l++) below += squares[l];
+  const double norm = sqrt(first * first + below);
+  *e = below == 0 ? first : first > 0 ? -norm : norm;
+  /* In double precision: what is left at last may be too small for its inverse. */
+  const Doubles scale = all(below == 0 ? 0 : 1 / (first - *e));
+  for (Size i = (j + 1) / PAIR * PAIR; i < pitch; i += PAIR) {
+    Half *part = (Half *)(x + i);
+    *part = __builtin_convertvector(__builtin_convertvector(*part, Doubles) * scale, Half);
+  }
   x[j + 1] = 1;
-  *e = first;
-  if (below == 0) return 0;
-  *e = first > 0 ? -norm : norm;
-  const double scale = 1 / (first - *e);
-  for (Size i = j + 2; i < size; i++) x[i] *= scale;
-  return (*e - first) / *e;
+  return below == 0 ? 0 : (*e - first) / *e;
 }
 
-/* `multiply` for the rows first..end, of which those before HIGH's multiples and after go one by one. */
+/* `multiply` for the rows first..end of a band, which do not all lie at HIGH's multiples. */
 static void multiply_rows(float *a, Size pitch, Size first, Size end, Size start, const float *v, const float *w,
                           const float *x, float *p, int pending) {
   for (Size i = first, high; i < end; i += high) {
@@ -84,59 +98,93 @@ static void multiply_rows(float *a, Size pitch, Size first, Size end, Size start
   }
 }
 
-/* x = row j of A - V W^T - W V^T, for as many columns as `pairs`. */
-static void take_row(const float *a, Size pitch, Size j, const float *v, const float *w, Size pairs, float *x) {
-  memcpy(x, a + j * pitch, pitch * sizeof(float));
-  for (Size k = 0; k < pairs; k++, v += pitch, w += pitch) {
-    const float left = v[j], right = w[j];
-    for (Size i = 0; i < pitch; i++) x[i] -= left * w[i] + right * v[i];
+/* `multiply` for the rows of a part from `first` on: of every PARTS bands one, so that all parts are about as long. */
+static void multiply_part(float *a, Size pitch, Size size, Size part, Size first, const float *v, const float *w,
+                          const float *x, float *p, int pending) {
+  memset(p, 0, pitch * sizeof(float));
+  for (Size band = 0, start = 0; start < size; band++, start += LANES) {
+    const Size turn = band / PARTS % 2 ? PARTS - 1 - band % PARTS : band % PARTS;
+    if (turn != part || start + LANES <= first) continue;
+    multiply_rows(a, pitch, most(start, first), least(start + LANES, size), start, v, w, x, p, pending);
   }
 }
 
-/* The vector w with which A - x w^T - w x^T is A between two reflections of vector x and factor tau, from p, the product
- * of x with what A was before the `pairs`; from element j + 1 on. */
+/* x = row j of A - V W^T - W V^T, for as many columns as `pairs`; from element j on. */
+static void take_row(const float *a, Size pitch, Size j, const float *v, const float *w, Size pairs, float *x) {
+  const Size start = j / LANES * LANES;
+  memcpy(x + start, a + j * pitch + start, (pitch - start) * sizeof(float));
+  for (Size k = 0; k < pairs; k++, v += pitch, w += pitch) {
+    const float left = v[j], right = w[j];
+    for (Size i = start; i < pitch; i += LANES)
+      *(Vector *)(x + i) -= left * *(const Vector *)(w + i) + right * *(const Vector *)(v + i);
+  }
+}
+
+/* The vector w with which A - x w^T - w x^T is A between two reflections of vector x and factor tau, from PARTS parts of
+ * p, the product of x with what A was before the `pairs`; from element j + 1 on. */
 static void companion(const float *p, const float *x, float tau, const float *v, const float *w, Size pairs, Size j,
                       Size size, Size pitch, float *next) {
+  const Size start = (j + 1) / LANES * LANES, count = pitch - start;
   float missing[PENDING][2];
   for (Size k = 0; k < pairs; k++) {
-    missing[k][0] = dot(w + k * pitch, x, pitch);
-    missing[k][1] = dot(v + k * pitch, x, pitch);
+    missing[k][0] = dot(w + k * pitch + start, x + start, count);
+    missing[k][1] = dot(v + k * pitch + start, x + start, count);
   }
-  for (Size i = 0; i < pitch; i++) next[i] = i > j && i < size ? p[i] : 0;
-  for (Size k = 0; k < pairs; k++)
-    for (Size i = j + 1; i < size; i++)
-      next[i] -= v[k * pitch + i] * missing[k][0] + w[k * pitch + i] * missing[k][1];
-  const float half = -0.5f * tau * tau * dot(next, x, pitch);
-  for (Size i = 0; i < pitch; i++) next[i] = tau * next[i] + half * x[i];
+  for (Size i = start; i < pitch; i += LANES) {
+    Vector sum = *(const Vector *)(p + i);
+    for (int part = 1; part < PARTS; part++) sum += *(const Vector *)(p + part * pitch + i);
+    for (Size k = 0; k < pairs; k++) {
+      sum -= *(const Vector *)(v + k * pitch + i) * missing[k][0];
+      sum -= *(const Vector *)(w + k * pitch + i) * missing[k][1];
+    }
+    *(Vector *)(next + i) = sum;
+  }
+  memset(next, 0, (j + 1) * sizeof(float));
+  for (Size i = size; i < pitch; i++) next[i] = 0;
+  const float half = -0.5f * tau * tau * dot(next + start, x + start, count);
+  for (Size i = start; i < pitch; i += LANES)
+    *(Vector *)(next + i) = tau * *(Vector *)(next + i) + half * *(const Vector *)(x + i);
+}
+
+int omp_get_num_threads(void);
+
+/* Waits until so many threads have come, of all that ever came. OpenMP's barrier calls the system, which takes as long as
+ * what threads do between two of them. */
+static void meet(Size *came, Size until) {
+  __atomic_add_fetch(came, 1, __ATOMIC_ACQ_REL);
+  for (Size turn = 1; __atomic_load_n(came, __ATOMIC_ACQUIRE) < until; turn++)
+    if (turn % 4096 == 0) sched_yield();
 }
 
 /* A [size, pitch], symmetric, pitch a multiple of LANES, zeros beyond the columns, becomes T and Q: row j is replaced by
  * the vector of reflection j, which is 1 at j + 1. d [size], e and the factors tau [size - 1]. */
 void tridiagonal(float *a, Size size, Size pitch, double *d, double *e, float *tau) {
-  float *products = calloc(2 * pitch, sizeof(float));
+  float *products = calloc(2 * PARTS * pitch, sizeof(float));
+  Size came = 0;
 #pragma omp parallel
   {
+    const Size threads = omp_get_num_threads();
     /* Every thread has reflections and vectors w of its own, as it would wait for another's. */
     float *v = calloc((2 * PENDING + 1) * pitch, sizeof(float)), *w = v + PENDING * pitch, *x = w + PENDING * pitch;
     for (Size j = 0, pairs = 0; j < size; j++) {
-      float *p = products + j % 2 * pitch, factor = 0;
+      float *p = products + j % 2 * PARTS * pitch, factor = 0;
       double beside = 0;
       take_row(a, pitch, j, v, w, pairs, x);
       const double diagonal = x[j];
-      if (j + 1 < size) factor = reflect(x, j, size, &beside);
+      if (j + 1 < size) factor = reflect(x, j, pitch, &beside);
 #pragma omp master
       {
         d[j] = diagonal;
         if (j + 1 < size) e[j] = beside, tau[j] = factor;
         if (j > 0) memcpy(a + (j - 1) * pitch, v + (pairs - 1) * pitch, pitch * sizeof(float));
       }
-      const Size start = (j + 1) / LANES * LANES;
       const int full = pairs == PENDING;
-#pragma omp for schedule(static, 1)
-      for (Size band = 0; band < size; band += BAND)
-        multiply_rows(a, pitch, most(band, j + 1), least(band + BAND, size), start, v, w, x, p, full);
+#pragma omp for schedule(static, 1) nowait
+      for (Size part = 0; part < PARTS; part++)
+        multiply_part(a, pitch, size, part, j + 1, v, w, x, p + part * pitch, full);
+      meet(&came, (j + 1) * threads);
       if (full) pairs = 0;
-      companion(p, x, factor, v, w, pairs, j, size, pitch, w + pairs * pitch);
+      if (j + 1 < size) companion(p, x, factor, v, w, pairs, j, size, pitch, w + pairs * pitch);
       memcpy(v + pairs++ * pitch, x, pitch * sizeof(float));
     }
     free(v);
