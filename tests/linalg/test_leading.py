@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tests.native.compiler import needs_compiler
-from tuckprop import native
 from tuckprop.linalg.eigen import eigh
 from tuckprop.linalg.leading import leading_eigh
 
@@ -31,7 +30,7 @@ def check(gram: torch.Tensor, share: float) -> int:
     assert kept[count - 1] >= share - 1e-6
     assert count == 1 or kept[count - 2] < share + 1e-6
     assert energies.dtype == vectors.dtype == gram.dtype
-    assert_close(energies.flip(0).double(), whole[:count], rtol=1e-5, atol=1e-6 * float(whole[0]))
+    assert_close(energies.double(), whole[:count], rtol=1e-5, atol=1e-6 * float(whole[0]))
     assert_close(vectors.T @ vectors, torch.eye(count), rtol=0, atol=2e-5)
     residual = gram.double() @ vectors.double() - vectors.double() * energies.double()
     assert float(residual.norm(dim=0).amax()) < 1e-5 * float(whole[0])
@@ -41,13 +40,13 @@ def check(gram: torch.Tensor, share: float) -> int:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.99])
-@pytest.mark.parametrize("size", [128, 129, 250, 577])
+@pytest.mark.parametrize("size", [8, 33, 129, 250, 577])
 @pytest.mark.parametrize("decay", [0.5, 0.97, 0.999])
 def test_they_are_those_of_the_whole_decomposition(size: int, share: float, decay: float) -> None:
     check(gram_of(decay ** torch.arange(size, dtype=torch.float64)), share)
 
 
-@given(st.integers(128, 300), st.floats(0.05, 0.999), st.integers(0, 99), st.sampled_from([1e-12, 1.0, 1e12]))
+@given(st.integers(1, 300), st.floats(0.05, 0.999), st.integers(0, 99), st.sampled_from([1e-12, 1.0, 1e12]))
 def test_of_random_unfoldings(size: int, share: float, seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(size, 2 * size, generator=generator) * torch.rand(size, generator=generator)[:, None]
@@ -79,23 +78,8 @@ def test_a_block_of_zeros_is_left_out() -> None:
     "gram",
     [
         pytest.param(torch.zeros(200, 200), id="zero"),
-        pytest.param(torch.eye(100), id="small"),
         pytest.param(torch.eye(200, dtype=torch.float64), id="in double precision"),
     ],
 )
 def test_others_are_left_to_the_whole_one(gram: torch.Tensor) -> None:
     assert leading_eigh(gram, 0.8) is None
-
-
-def test_the_number_of_threads_changes_nothing() -> None:
-    gram = gram_of(0.98 ** torch.arange(301, dtype=torch.float64))
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(native.tridiagonal(gram))
-    finally:
-        torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

@@ -1,4 +1,4 @@
-"""Compiled eigenproblems, of any size: the tridiagonal form and its reflections, and leading eigenpairs."""
+"""Compiled eigenproblems of any size: the leading eigenpairs of a symmetric matrix."""
 
 import pytest
 import torch
@@ -18,44 +18,56 @@ def gram(size: int, rank: int, seed: int) -> Tensor:
     return rows @ rows.T
 
 
-def dense(diagonal: Tensor, beside: Tensor) -> Tensor:
-    return diagonal.diag() + beside.diag(1) + beside.diag(-1)
-
-
-@given(st.integers(1, 90), st.integers(1, 180), st.integers(0, 99))
-def test_the_tridiagonal_form_turned_back_is_the_matrix(size: int, rank: int, seed: int) -> None:
+@given(st.integers(1, 150), st.integers(1, 300), st.integers(0, 99), st.floats(0.01, 0.99))
+def test_the_fewest_leading_pairs(size: int, rank: int, seed: int, share: float) -> None:
     matrix = gram(size, rank, seed)
-    diagonal, beside, rows, factors = native.tridiagonal(matrix)
-    turned = torch.eye(size, dtype=torch.float64)
-    for number, factor in enumerate(factors.tolist()):
-        vector = rows[number].double()
-        assert vector[number + 1] == 1
-        assert not vector[: number + 1].any()
-        turned = turned - factor * (turned @ vector)[:, None] * vector
-    assert_close(turned.T @ turned, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-5)
-    found = turned @ dense(diagonal, beside) @ turned.T
-    assert_close(found, matrix.double(), rtol=0, atol=1e-5 * float(matrix.trace()))
-
-
-@given(st.integers(1, 90), st.integers(0, 99), st.floats(0.01, 1))
-def test_the_fewest_leading_pairs_of_a_tridiagonal_matrix(size: int, seed: int, share: float) -> None:
-    diagonal, beside, _, _ = native.tridiagonal(gram(size, 2 * size, seed))
-    matrix = dense(diagonal, beside)
-    exact = torch.linalg.eigvalsh(matrix)
-    found = native.leading_pairs(diagonal, beside, share)
+    exact = torch.linalg.eigvalsh(matrix.double()).flip(0)
+    found = native.leading_pairs(matrix, share)
     assert found is not None
     values, vectors = found
-    count, scale = len(values), float(exact[-1])
-    assert_close(values, exact[-count:], rtol=0, atol=1e-8 * scale)
-    kept = exact.flip(0).cumsum(0) / matrix.trace()
+    count, scale = len(values), float(exact[0])
+    assert vectors.is_contiguous()
+    assert vectors.untyped_storage().nbytes() == 4 * size * count
+    assert_close(values, exact[:count], rtol=0, atol=2e-6 * scale)
+    kept = exact.cumsum(0) / exact.sum()
     assert kept[count - 1] >= share - 1e-6
     assert count == 1 or kept[count - 2] < share + 1e-6
-    assert_close(vectors.norm(dim=1), torch.ones(count), rtol=0, atol=1e-5)
-    assert float((matrix @ vectors.double().T - vectors.double().T * values).abs().max()) < 1e-5 * scale
+    assert_close(vectors.T @ vectors, torch.eye(count), rtol=0, atol=2e-5)
+    assert float((matrix.double() @ vectors.double() - vectors.double() * values).abs().max()) < 1e-5 * scale
+
+
+def test_they_are_the_same_for_any_number_of_threads() -> None:
+    """Every sum has one order."""
+    matrix, threads = gram(300, 400, 0), torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        pairs = native.leading_pairs(matrix, 0.9)
+        assert pairs is not None
+        found.append(pairs)
+    torch.set_num_threads(threads)
+    for values, vectors in found[1:]:
+        assert torch.equal(values, found[0][0])
+        assert torch.equal(vectors, found[0][1])
+
+
+def test_of_another_matrix_in_the_same_memory() -> None:
+    """Nothing of a larger problem is left in a smaller one."""
+    for size in (130, 17, 16, 15, 3, 2, 1):
+        matrix = gram(size, size + 1, size)
+        found = native.leading_pairs(matrix, 0.999999)
+        assert found is not None
+        values, vectors = found
+        assert_close((vectors * values.float()) @ vectors.T, matrix, rtol=0, atol=1e-5 * float(matrix.trace()))
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_what_is_not_finite_has_no_pairs(broken: float) -> None:
-    diagonal, beside = torch.ones(20, dtype=torch.float64), torch.full((19,), 0.1, dtype=torch.float64)
-    diagonal[3] = broken
-    assert native.leading_pairs(diagonal, beside, 0.8) is None
+@pytest.mark.parametrize("size", [20, 200])
+def test_what_is_not_finite_has_no_pairs(broken: float, size: int) -> None:
+    matrix = torch.eye(size)
+    matrix[3, 5] = matrix[5, 3] = broken
+    assert native.leading_pairs(matrix, 0.8) is None
+
+
+def test_zero_has_no_pairs() -> None:
+    assert native.leading_pairs(torch.zeros(30, 30), 0.8) is None

@@ -10,12 +10,8 @@ from torch import Tensor
 from tuckprop.linalg.eigen import eigh, eigh_batched
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.leading import leading_eigh
-from tuckprop.linalg.low_rank import low_rank_eigh
 from tuckprop.linalg.modes import gram_of_rows, mode_gram
 from tuckprop.linalg.ranks import explained_variance_rank
-
-# Up to this threshold a millionth of the energy decides nothing.
-_FAR_FROM_ONE = 0.999
 
 
 class NotFactorableError(Exception):
@@ -28,24 +24,23 @@ class Spectrum:
 
     Attributes:
         energies: Squared singular values, descending, shape [m], m = min(n, p) for an unfolding [n, p]. Where the
-            threshold is far from one there may be fewer: the others have a millionth of the energy together, or are not
-            asked for.
+            threshold is far from one there may be fewer, the others not being asked for.
         rank: How many vectors reach the threshold that was asked for; a scalar int64 tensor.
-        vectors: Eigenvectors of the smaller Gram matrix, as columns, the leading one last, shape [min(n, p), m].
-        complete: Whether the vectors have all energy, but for a millionth. If not, `rank` is m.
+        vectors: Eigenvectors of the smaller Gram matrix, as columns, the leading one first, shape [min(n, p), m].
         tall: The unfolding, where it is taller than wide and `vectors` are its right singular vectors; else None.
     """
 
     energies: Tensor
     rank: Tensor
     vectors: Tensor
-    complete: bool
     tall: Tensor | None = None
 
     def leading(self, rank: int) -> Tensor:
         """Return the first `rank` left singular vectors, orthonormal columns [n, rank], in memory of their own."""
-        # A clone: one column of a column-major matrix counts as contiguous, whatever its strides.
-        leading = self.vectors[:, len(self.energies) - rank :].flip(1).clone(memory_format=torch.contiguous_format)
+        leading = self.vectors[:, :rank]
+        if rank < len(self.energies) or not leading.is_contiguous():
+            # A clone: one column of a column-major matrix counts as contiguous, whatever its strides.
+            leading = leading.clone(memory_format=torch.contiguous_format)
         if self.tall is None:
             return leading
         # QR, not a division by the singular values: some may be zero.
@@ -77,14 +72,13 @@ def check_energy(energy: float, x: Tensor) -> None:
         raise NotFactorableError("its values are too small to square")
 
 
-def spectrum(x: Tensor, mode: int, epsilon: float, known: Tensor | None = None) -> Spectrum:
+def spectrum(x: Tensor, mode: int, epsilon: float) -> Spectrum:
     """Decompose the mode-n unfolding of `x` [n, p] by an eigendecomposition of its smaller Gram matrix.
 
     Args:
         x: The tensor, any shape, float32 or float64.
         mode: Which axis is n.
         epsilon: Share of the energy that `rank` reaches, in (0, 1]; 1 keeps min(n, p), whatever the energies.
-        known: The Gram matrix of the mode, [n, n], where that is known already.
 
     Returns:
         The spectrum.
@@ -92,7 +86,7 @@ def spectrum(x: Tensor, mode: int, epsilon: float, known: Tensor | None = None) 
     Raises:
         NotFactorableError: see `check_energy`; no decomposition is tried then.
     """
-    return spectra(x, {mode: epsilon}, {} if known is None else {mode: known})[mode]
+    return spectra(x, {mode: epsilon}, {})[mode]
 
 
 def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor]) -> dict[int, Spectrum]:
@@ -121,34 +115,32 @@ def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor
             grams.append(known[mode] if mode in known else mode_gram(x, mode))
     if grams:
         check_energy(float(grams[0].trace()), x)
-    found: dict[int, Spectrum] = {}
-    for (mode, epsilon), (ascending, vectors, complete) in zip(
-        epsilons.items(), _decomposed(grams, list(epsilons.values())), strict=True
-    ):
-        energies = ascending.flip(0)
-        if epsilon >= 1 or not complete:
-            rank = torch.full((), len(energies), device=x.device)
-        else:
-            rank = explained_variance_rank(energies, epsilon)
-        found[mode] = Spectrum(energies, rank, vectors, complete, tall[mode])
-    return found
+    pairs = _decomposed(grams, list(epsilons.values()))
+    return {mode: Spectrum(*found, tall[mode]) for mode, found in zip(epsilons, pairs, strict=True)}
 
 
-def _decomposed(grams: Sequence[Tensor], epsilons: Sequence[float]) -> list[tuple[Tensor, Tensor, bool]]:
-    """Return `_eigenpairs` of every Gram matrix: elsewhere than on a CPU all of them, in one batch."""
+# Energies, the rank that was asked for, and vectors, as a spectrum has them.
+Pairs = tuple[Tensor, Tensor, Tensor]
+
+
+def _decomposed(grams: Sequence[Tensor], epsilons: Sequence[float]) -> list[Pairs]:
+    """Decompose every Gram matrix: elsewhere than on a CPU all of them, in one batch."""
     if len(grams) > 1 and waiting_costs(grams[0].device):
-        return [(*pairs, True) for pairs in eigh_batched(grams)]
-    return [_eigenpairs(gram, epsilon) for gram, epsilon in zip(grams, epsilons, strict=True)]
+        return [_ranked(*pairs, epsilon) for pairs, epsilon in zip(eigh_batched(grams), epsilons, strict=True)]
+    return [eigenpairs(gram, epsilon) for gram, epsilon in zip(grams, epsilons, strict=True)]
 
 
-def _eigenpairs(gram: Tensor, epsilon: float) -> tuple[Tensor, Tensor, bool]:
-    """Return eigenvalues, ascending, their eigenvectors, and whether they have all energy, or all but a millionth.
+def eigenpairs(gram: Tensor, epsilon: float) -> Pairs:
+    """Decompose a Gram matrix [n, n], as `spectrum` does that of an unfolding."""
+    if epsilon < 1:
+        found = leading_eigh(gram, epsilon)
+        if found is not None:
+            return found[0], torch.tensor(len(found[0]), device="cpu"), found[1]
+    return _ranked(*eigh(gram), epsilon)
 
-    If not, they are as many as the threshold asks for.
-    """
-    if epsilon <= _FAR_FROM_ONE and not waiting_costs(gram.device):
-        if (few := low_rank_eigh(gram)) is not None:
-            return *few, True
-        if (leading := leading_eigh(gram, epsilon)) is not None:
-            return *leading, False
-    return *eigh(gram), True
+
+def _ranked(ascending: Tensor, vectors: Tensor, epsilon: float) -> Pairs:
+    """Turn round eigenpairs, and say how many of them are asked for."""
+    energies = ascending.flip(0)
+    whole = torch.full((), len(energies), device=energies.device)
+    return energies, whole if epsilon >= 1 else explained_variance_rank(energies, epsilon), vectors.flip(1)

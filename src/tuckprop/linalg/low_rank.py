@@ -1,64 +1,118 @@
-"""Eigendecomposition of a Gram matrix whose rank is far below its size.
+"""The range of a mode whose unfolding has a rank far below its size: what all of the tensor is found in.
 
-So are those of what a convolution to more channels than it reads puts out, and of what a norm makes of that: of 576
-channels made from 96, all energy lies in 97 directions. The whole decomposition takes four times as long.
+So are the outputs of a convolution to more channels than it reads, and what a norm makes of them: of 576 channels made
+from 96, all energy lies in 97 directions. A few columns of the unfolding say so, and one product takes the place of the
+Gram matrix of the mode and its eigenproblem.
 """
+
+from math import inf
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.eigen import eigh
-from tuckprop.linalg.orthonormal import directions, orthonormal
+from tuckprop.linalg.basis import eigenpairs
+from tuckprop.linalg.modes import gram_of_rows, measured_product, mode_gram, stacked
+from tuckprop.linalg.orthonormal import orthonormal
 
-# A smaller matrix is decomposed before anything could be gained.
-LEAST_SIZE = 96
+# A smaller mode, or one whose Gram matrix takes fewer products, is decomposed before anything could be gained.
+_LEAST_SIZE = 96
+_LEAST_PRODUCTS = 1 << 25
 
-# The rank is at most this share of the size.
-_SHARE = 1 / 3
-
-# Columns beyond the rank that is expected.
+# Columns that are looked at: these shares of the size and of their number at most, and so many more.
+_OF_SIZE, _OF_COLUMNS = 1 / 4, 1 / 3
 _EXTRA = 8
 
-# Of the trace: what a Gram matrix in single precision does not know.
+# Of the energy: what a Gram matrix in single precision does not know.
 _ROUNDING = 1e-6
 
 # Of the largest one: a pivot below this is rounding.
 _PIVOT = 1e-6
 
+# Up to this threshold a millionth of the energy decides nothing.
+FAR_FROM_ONE = 0.999
 
-def low_rank_eigh(gram: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Decompose a Gram matrix of low rank; the host waits for the device.
+
+class Range(NamedTuple):
+    """Where all of a tensor lies in one mode.
+
+    Attributes:
+        basis: Orthonormal columns [n, m], m well below n.
+        core: The tensor contracted with them, [n_1, ..., m, ..., n_d].
+        gram: Gram matrix of that mode of the core, [m, m].
+    """
+
+    basis: Tensor
+    core: Tensor
+    gram: Tensor
+
+
+def low_rank_range(x: Tensor, mode: int) -> Range | None:
+    """Find the range of a mode-n unfolding of low rank; on a CPU, as the host waits for numbers.
 
     Args:
-        gram: Symmetric, positive semidefinite but for rounding, finite, [n, n].
+        x: Shape [n_1, ..., n_d], contiguous.
+        mode: Its axis of size n.
 
     Returns:
-        Eigenvalues, ascending, [m] with m < n, and their eigenvectors [n, m]. What is left out is a millionth of the
-        trace at most, which is measured. None where the matrix is small, in double precision, or of too high a rank.
+        The range; what lies outside is a millionth of the energy at most, which is measured. None where the mode is
+        small, of too high a rank, or not in single precision.
 
-    Source: Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 2011, algorithms 4.1 and 5.3.
+    Source: Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 2011, algorithm 4.1, of some
+    columns of the unfolding in place of all.
     """
-    size = len(gram)
-    if size < LEAST_SIZE or gram.dtype != torch.float32:
+    size = x.shape[mode]
+    if size < _LEAST_SIZE or size * x.numel() < _LEAST_PRODUCTS or x.dtype != torch.float32:
         return None
-    rank = _expected_rank(gram, int(size * _SHARE))
-    if rank is None:
+    count = int(min(size * _OF_SIZE, x.numel() // size * _OF_COLUMNS)) + _EXTRA
+    # As many rows of those columns tell where the rank is not low, for a fraction of the work.
+    if not _depend(_some_columns(x, mode, count, count)):
         return None
-    width = rank + _EXTRA
-    basis = orthonormal(gram @ directions(size, width, device=gram.device).to(gram))
-    image = gram @ basis
-    energy = gram.diagonal().double().sum()
-    kept = (basis * image).sum(0).double().sum()
-    if not bool(energy - kept <= _ROUNDING * energy):
+    sample = _some_columns(x, mode, count, size)
+    basis = _range(sample)
+    if basis is None:
         return None
-    energies, vectors = eigh(basis.T @ image)
-    return energies, basis @ vectors
+    # Columns that only look dependent, as equal ones do, are told by the others before all of `x` is multiplied.
+    if not _keeps((sample @ basis).square().sum(), float(sample.square().sum())):
+        return None
+    core, energy = measured_product(x, basis, mode)
+    gram = mode_gram(core, mode)
+    return Range(basis, core, gram) if _keeps(gram.diagonal(), energy) else None
 
 
-def _expected_rank(gram: Tensor, most: int) -> int | None:
-    """Return the number of positive pivots of a leading block of size `most`, or None where all are."""
-    triangle, failed = torch.linalg.cholesky_ex(gram[:most, :most])
-    pivots = triangle.diagonal()[: int(failed) - 1 if int(failed) else most].square()
-    if len(pivots):
-        pivots = pivots[: int((pivots > _PIVOT * pivots.amax()).long().cumprod(0).sum())]
-    return len(pivots) if len(pivots) < most else None
+def _keeps(kept: Tensor, energy: float) -> bool:
+    """Say whether parts of an energy are all of it but for rounding; not of what is not finite, or 0."""
+    return 0 < energy < inf and energy - float(kept.double().sum()) <= _ROUNDING * energy
+
+
+def _some_columns(x: Tensor, mode: int, count: int, height: int) -> Tensor:
+    """Return the first elements of so many columns of the unfolding, evenly from all of it, as rows [count, height]."""
+    before, size, after = stacked(x.shape, mode)
+    middles = (torch.arange(count, device=x.device) + 0.5) * (before * after / count)
+    columns = middles.long()
+    return x.view(before, size, after)[columns // after, :height, columns % after]
+
+
+def _depend(rows: Tensor) -> bool:
+    """Say whether one of these depends on those before it, by the pivots of their Gram matrix."""
+    triangle, failed = torch.linalg.cholesky_ex(gram_of_rows(rows))
+    pivots = triangle.diagonal().square()
+    return bool(failed) or not bool((pivots > _PIVOT * pivots.amax()).all())
+
+
+def _range(rows: Tensor) -> Tensor | None:
+    """Return an orthonormal basis [n, r] of all but rounding of rows [c, n]; None where r is near c."""
+    gram = gram_of_rows(rows)
+    if not 0 < float(gram.trace()) < inf:
+        return None
+    energies, rank, vectors = eigenpairs(gram, 1 - _ROUNDING / 4)
+    if int(rank) > len(rows) - _EXTRA:
+        return None
+    # Cholesky's QR, twice: these are orthogonal but for the rounding of their Gram matrix. A library's takes longer.
+    basis = (vectors[:, :rank] / energies[:rank].clamp_min(torch.finfo(gram.dtype).tiny).sqrt()).T @ rows
+    for _ in range(2):
+        triangle, failed = torch.linalg.cholesky_ex(gram_of_rows(basis))
+        if failed:
+            return orthonormal(basis.T)
+        basis = torch.linalg.solve_triangular(triangle, basis, upper=False)
+    return basis.T.contiguous()

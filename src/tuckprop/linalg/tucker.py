@@ -8,10 +8,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.basis import Spectrum, spectra
+from tuckprop.linalg.basis import spectra
 from tuckprop.linalg.energy import sum_of_squares
 from tuckprop.linalg.lagged import waiting_costs
-from tuckprop.linalg.low_rank import LEAST_SIZE
+from tuckprop.linalg.low_rank import FAR_FROM_ONE, low_rank_range
 from tuckprop.linalg.modes import JOINT, MOVE, measured_product, mode_product, product_cost, trailing_grams
 from tuckprop.linalg.standardised import Standardised
 
@@ -39,28 +39,24 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
     Source: De Lathauwer et al. 2000, Nguyen et al. NeurIPS 2024 (arXiv 2411.06346).
     """
     modes = [mode for mode, size in enumerate(x.shape) if size > 1]
-    found: dict[int, Spectrum] = {}
-    inner, wide = x, max(modes, key=lambda mode: x.shape[mode], default=None)
-    if wide is not None and x.shape[wide] >= LEAST_SIZE and not waiting_costs(x.device):
-        found = spectra(x, {wide: epsilons[wide]}, {})
-        vectors = found[wide].vectors
-        if found[wide].complete and found[wide].tall is None and vectors.shape[1] < len(vectors):
-            # All energy lies in the range of this mode: the others are found in it.
-            inner = mode_product(x, vectors, wide)
-    rest = {mode: epsilons[mode] for mode in modes if mode not in found}
-    found |= spectra(inner, rest, trailing_grams(inner))
+    wide = max(modes, key=lambda mode: x.shape[mode], default=0)
+    within = None
+    if max(epsilons, default=1) <= FAR_FROM_ONE and not waiting_costs(x.device):
+        within = low_rank_range(x, wide)
+    # All energy lies in the range of that mode: every mode is found in it.
+    inner, grams = (x, {}) if within is None else (within.core, {wide: within.gram})
+    found = spectra(inner, {mode: epsilons[mode] for mode in modes}, trailing_grams(inner) | grams)
     ranks = [1] * x.dim()
     if modes:
         # The host waits for all ranks once.
         for mode, rank in zip(modes, torch.stack([found[mode].rank for mode in modes]).tolist(), strict=True):
             ranks[mode] = rank
     factors = {mode: found[mode].leading(ranks[mode]) for mode in modes_worth_factoring(x.shape, ranks)}
-    if wide in factors and inner is not x:
-        # The coordinates along this mode's vectors are known already, the leading one last.
-        core = inner.narrow(wide, inner.shape[wide] - ranks[wide], ranks[wide]).flip(wide)
-        core = project(core, {mode: factor for mode, factor in factors.items() if mode != wide})
-    else:
+    if within is None or wide not in factors:
         core = project(x, factors)
+    else:
+        core = project(inner, factors)
+        factors[wide] = within.basis @ factors[wide]
     return core, factors, tuple(ranks)
 
 

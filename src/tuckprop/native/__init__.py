@@ -276,44 +276,22 @@ def _product(
     return float(energy)
 
 
-def tridiagonal(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a symmetric matrix `A = Q T Q^T` as a tridiagonal one and reflections.
+def leading_pairs(gram: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
+    """Return the fewest leading eigenpairs of a symmetric matrix whose eigenvalues have a share of its trace.
 
     Args:
-        matrix: float32 [n, n].
-
-    Returns:
-        The diagonal of T, float64 [n]; what is beside it, float64 [n - 1]; the reflections' vectors in the rows of a
-        matrix [n, n], of which vector j starts with a 1 in column j + 1; their factors, float32 [n - 1].
-        `Q = H_0 H_1 ..` with `H_j = 1 - tau_j v_j v_j^T`.
-    """
-    size = len(matrix)
-    rows = matrix.new_zeros(size, -(-size // LANES) * LANES)
-    rows[:, :size] = matrix
-    diagonal, beside = (torch.empty(count, dtype=torch.float64, device="cpu") for count in (size, size - 1))
-    factors = matrix.new_empty(size - 1)
-    pointers = [part.data_ptr() for part in (diagonal, beside, factors)]
-    kernel("tridiagonal")(rows.data_ptr(), size, rows.shape[1], *pointers)
-    return diagonal, beside, rows[:, :size], factors
-
-
-def leading_pairs(diagonal: Tensor, beside: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
-    """Return the fewest leading eigenpairs of a tridiagonal matrix whose eigenvalues have a share of its trace.
-
-    Args:
-        diagonal: float64 [n], contiguous. No eigenvalue is negative but for rounding, and the trace is positive.
-        beside: float64 [n - 1], contiguous.
+        gram: float32 [n, n], contiguous. No eigenvalue is negative but for rounding.
         share: At most 1.
 
     Returns:
-        Eigenvalues, ascending, float64 [k]; eigenvectors of norm 1 in the rows of a float32 matrix [k, n], which those
-        of equal eigenvalues may not be orthogonal in. None where one is not accurate.
+        Eigenvalues, the largest first, float64 [k]; their eigenvectors, orthonormal columns [n, k]. None where they are
+        not accurate, or the matrix is not finite, or 0.
     """
-    size = len(diagonal)
-    values, vectors = torch.empty_like(diagonal), torch.empty(size, size, dtype=torch.float32, device="cpu")
-    pointers = (values.data_ptr(), vectors.data_ptr())
-    count = kernel("leading_pairs")(diagonal.data_ptr(), beside.data_ptr(), size, share, *pointers)
-    return None if count < 0 else (values[:count], vectors[:count])
+    size = len(gram)
+    values, vectors = torch.empty(size, dtype=torch.float64, device="cpu"), gram.new_empty(size * size)
+    count = kernel("leading_pairs")(gram.data_ptr(), size, share, values.data_ptr(), vectors.data_ptr())
+    # A copy: a view would keep what is not used alive.
+    return None if count < 0 else (values[:count], vectors[: size * count].view(size, count).clone())
 
 
 def _planes(x: Tensor) -> tuple[int, int, int]:
@@ -347,7 +325,6 @@ __all__ = [
     "product",
     "scale",
     "serves",
-    "tridiagonal",
     "winograd",
     "winograd_input",
     "winograd_weight",

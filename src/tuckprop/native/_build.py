@@ -17,9 +17,19 @@ log = logging.getLogger("tuckprop")
 
 _SOURCES = tuple(
     Path(__file__).with_name(f"{name}.c")
-    for name in ("kernels", "depthwise", "batch_norm", "gram", "product", "eigen", "winograd", "winograd_weight")
+    for name in (
+        "kernels",
+        "depthwise",
+        "batch_norm",
+        "gram",
+        "product",
+        "tridiagonal",
+        "eigen",
+        "winograd",
+        "winograd_weight",
+    )
 )
-_HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tile", "winograd"))
+_HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tile", "eigen", "winograd"))
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 
 
