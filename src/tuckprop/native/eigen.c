@@ -7,45 +7,51 @@
 
 #include "eigen.h"
 
-/* Registers of eigenvalues in work together, and eigenvalues so and found at a time; columns of a tile. */
-enum { REGISTERS = 4, TOGETHER = REGISTERS * PAIR, CHUNK = 4 * TOGETHER, TILE = 4 };
+/* Registers of eigenvalues in work together, and eigenvalues so and found at a time; rows of T after which determinants
+ * are scaled; columns of a tile. */
+enum { REGISTERS = 4, TOGETHER = REGISTERS * PAIR, CHUNK = 4 * TOGETHER, SCALED = 8, TILE = 4 };
 
 /* Of the largest row sum of T: the width that an eigenvalue is known to, a pivot that stands for 0, and the residual of
  * an eigenvector, at most. What a product of two eigenvectors may be off by. */
-static const double WIDTH = 1e-11, PIVOT = 1e-30, RESIDUAL = 1e-9;
+static const double WIDTH = 1e-9, PIVOT = 1e-30, RESIDUAL = 1e-9;
 static const float ORTHONORMAL = 1e-5f;
 
 static inline Doubles choose(Mask mask, Doubles yes, Doubles no) {
   return (Doubles)((mask & (Mask)yes) | (~mask & (Mask)no));
 }
 
-/* How many eigenvalues of T lie below each of several points; the squares of e. */
-static void count_below(const double *d, const double *squares, Size size, const Doubles *points, double tiny,
-                        Mask *below) {
-  Doubles pivots[REGISTERS];
-  for (int g = 0; g < REGISTERS; g++) pivots[g] = all(1), below[g] = (Mask){0};
+/* How many eigenvalues of T lie below each of several points: how often neighbours differ in sign among the determinants
+ * of its leading blocks, which take no division. T has row sums of at most 1, and the squares of e. */
+static void count_below(const double *d, const double *squares, Size size, const Doubles *points, Mask *below) {
+  Doubles last[REGISTERS], now[REGISTERS];
+  for (int g = 0; g < REGISTERS; g++) last[g] = all(0), now[g] = all(1), below[g] = (Mask){0};
   for (Size i = 0; i < size; i++) {
     const double square = i ? squares[i - 1] : 0;
     for (int g = 0; g < REGISTERS; g++) {
-      const Doubles next = d[i] - points[g] - square / pivots[g];
-      pivots[g] = choose((next < tiny) & (next > -tiny), all(-tiny), next);
-      below[g] -= pivots[g] < 0;
+      Doubles next = (d[i] - points[g]) * now[g] - square * last[g];
+      next = choose(next == 0, -PIVOT * now[g], next);
+      below[g] -= ((Mask)next ^ (Mask)now[g]) < 0;
+      last[g] = now[g], now[g] = next;
     }
+    if (i % SCALED == 0)
+      for (int g = 0; g < REGISTERS; g++) {
+        const Doubles scale = 1 / choose(now[g] < 0, -now[g], now[g]);
+        last[g] *= scale, now[g] *= scale;
+      }
   }
 }
 
-/* Eigenvalues first.. of T, counted from the largest; none is above `upper`, none negative but for rounding. */
-static void bisect(const double *d, const double *squares, Size size, double norm, double upper, Size first,
-                   double *values) {
+/* Eigenvalues first.. of T, counted from the largest; none is above `upper`, none negative but for rounding. T as there. */
+static void bisect(const double *d, const double *squares, Size size, double upper, Size first, double *values) {
   Doubles low[REGISTERS], high[REGISTERS], middle[REGISTERS];
   Mask wanted[REGISTERS], below[REGISTERS];
   for (int g = 0; g < REGISTERS; g++) {
     for (int l = 0; l < PAIR; l++) wanted[g][l] = size - 1 - least(size - 1, first + g * PAIR + l);
-    low[g] = all(-1e-5 * norm), high[g] = all(upper);
+    low[g] = all(-1e-5), high[g] = all(upper);
   }
-  for (double width = upper + 1e-5 * norm; width > WIDTH * norm; width /= 2) {
+  for (double width = upper + 1e-5; width > WIDTH; width /= 2) {
     for (int g = 0; g < REGISTERS; g++) middle[g] = 0.5 * (low[g] + high[g]);
-    count_below(d, squares, size, middle, PIVOT * norm, below);
+    count_below(d, squares, size, middle, below);
     for (int g = 0; g < REGISTERS; g++) {
       const Mask above = below[g] > wanted[g];
       high[g] = choose(above, middle[g], high[g]);
@@ -105,25 +111,28 @@ static int twist(const double *d, const double *e, Size size, double norm, doubl
   return accurate;
 }
 
-/* Eigenvalues of T, the largest first, as many as have the share of its trace: values [size]. Returns how many; none
- * where T is not finite, or 0. */
+/* Eigenvalues of T, of largest row sum `norm`, the largest first, as many as have the share of its trace: values [size].
+ * Returns how many; none where T is not finite, or 0. */
 static Size leading_values(const double *d, const double *e, Size size, double norm, double share, double *values) {
-  double trace = 0, kept = 0, found[CHUNK], *squares = malloc(size * sizeof(double));
-  for (Size i = 0; i < size; i++) trace += d[i];
-  for (Size i = 0; i < size - 1; i++) squares[i] = e[i] * e[i];
+  if (!(norm > 0 && norm < INFINITY)) return 0;
+  double trace = 0, kept = 0, found[CHUNK], *diagonal = malloc(2 * size * sizeof(double)), *squares = diagonal + size;
+  for (Size i = 0; i < size; i++) {
+    diagonal[i] = d[i] / norm, trace += diagonal[i];
+    if (i < size - 1) squares[i] = e[i] / norm * (e[i] / norm);
+  }
   const Size chunk = size * size > SERIAL ? CHUNK : TOGETHER;
   Size count = 0;
   for (Size first = 0; count == first && count < size && kept < share * trace; first += chunk) {
     /* As many eigenvalues as lie before this one are at least as large. */
-    const double upper = fmin(norm, 1.001 * trace / (first + 1));
+    const double upper = fmin(1, 1.001 * trace / (first + 1));
 #pragma omp parallel for schedule(static, 1) if (chunk == CHUNK)
-    for (Size i = 0; i < chunk; i += TOGETHER) bisect(d, squares, size, norm, upper, first + i, found + i);
+    for (Size i = 0; i < chunk; i += TOGETHER) bisect(diagonal, squares, size, upper, first + i, found + i);
     for (Size i = 0; i < chunk && count < size && kept < share * trace; i++) {
-      values[count++] = found[i];
+      values[count++] = norm * found[i];
       kept += fmax(found[i], 0);
     }
   }
-  free(squares);
+  free(diagonal);
   return count;
 }
 
