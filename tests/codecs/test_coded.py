@@ -50,9 +50,20 @@ def test_no_more_is_lost_than_epsilon_says(epsilon: float) -> None:
 
 
 def test_what_codes_cannot_serve_is_factored_or_kept() -> None:
-    for x in (noise(0).double(), noise(0).bfloat16(), noise(0, shape=(4, 8, 8, 8)), noise(0)[:, :, ::2]):
+    for x in (noise(0).double(), noise(0).half(), noise(0, shape=(4, 8, 8, 8)), noise(0)[:, :, ::2]):
         assert not isinstance(Subspace(0.8).compress(x), CodedPacked)
     assert not isinstance(Subspace(1 - 1e-7).compress(noise(0)), CodedPacked)
+
+
+def test_bfloat16_is_coded_as_the_same_in_single_precision() -> None:
+    one, other = Subspace(0.8).tracker(), Subspace(0.8).tracker()
+    for seed in (0, 1):
+        x = noise(seed).bfloat16()
+        packed, single = one.compress(x), other.compress(x.float())
+        assert isinstance(packed, CodedPacked)
+        assert packed.dense().dtype == torch.bfloat16
+        assert torch.equal(packed.codes, single.tensors()[0])
+        assert lost_share(x, packed.dense()) <= 0.2
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])

@@ -2,15 +2,20 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tuckprop
 from tests.cases import decaying
 from tests.codecs.test_subspace import lost_share, similar
+from tests.native.compiler import needs_compiler
 from tuckprop import Subspace
 from tuckprop.codecs import DensePacked
 from tuckprop.codecs._half import HalfPacked
@@ -69,7 +74,12 @@ def test_rounding_adds_little_to_what_may_be_lost(steps: list[tuple[int, float]]
 
 @pytest.mark.parametrize(
     ("codec", "dtype"),
-    [(Subspace(0.995), torch.float32), (Subspace(0.8), torch.float64), (Subspace(0.8), torch.bfloat16)],
+    [
+        (Subspace(0.995), torch.float32),
+        (Subspace(0.995), torch.bfloat16),
+        (Subspace(0.8), torch.float64),
+        (Subspace(0.8), torch.float16),
+    ],
     ids=str,
 )
 def test_where_it_would_be_felt_nothing_is_rounded(codec: Subspace, dtype: torch.dtype) -> None:
@@ -108,3 +118,40 @@ def test_what_is_carried_from_step_to_step_counts_as_held() -> None:
         loss.backward()
     assert held == forms[1::2]
     assert model[1]._site.tracker.refreshes == 1
+
+
+def test_bfloat16_is_packed_as_the_same_in_single_precision() -> None:
+    one, other = Subspace(0.9).tracker(), Subspace(0.9).tracker()
+    for seed, noise in ((0, 0.1), (1, 0.1), (2, 0.1), (3, 1.0)):
+        x = example(seed, noise).bfloat16()
+        for laid in (x, x.contiguous(memory_format=torch.channels_last)):
+            found, single = one.compress(laid), other.compress(laid.float())
+            assert type(found) is type(single)
+            assert found.dense().dtype == torch.bfloat16
+            for mine, its in zip(found.tensors(), single.tensors(), strict=True):
+                assert_close(mine.float(), its.float(), rtol=0.01, atol=1e-3 * float(its.float().abs().max()))
+    assert one.refreshes == other.refreshes
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the largest tensor in float32 that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@needs_compiler
+def test_no_copy_of_bfloat16_is_made_while_bases_serve() -> None:
+    tracker = Subspace(0.9).tracker()
+    x = decaying((8, 24, 16, 16), seed=0).bfloat16()
+    tracker.compress(x)
+    with _Largest() as largest:
+        tracker.compress(x)
+    assert tracker.refreshes == 1
+    assert largest.elements < x.numel() // 2

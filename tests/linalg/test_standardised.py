@@ -47,3 +47,22 @@ def test_project(varying: tuple[int, ...], modes: tuple[int, ...]) -> None:
     source = made((4, 5, 3, 6), varying, seed=1)
     factors = {mode: torch.linalg.qr(torch.randn(source.shape[mode], 2, dtype=torch.float64)).Q for mode in modes}
     assert_close(project(source, factors), project(source.dense(), factors))
+
+
+@pytest.mark.parametrize("varying", VARYING)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(4, 5, 3, 6), (8, 12, 16, 16)], ids=str)
+def test_a_tensor_in_half_precision_is_read_as_the_same_in_single(
+    varying: tuple[int, ...], dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    whole = made(shape, varying, seed=2)
+    half = Standardised(whole.x.to(dtype), whole.shift.float(), whole.scale.float(), whole.energy)
+    single = Standardised(half.x.float(), half.shift, half.scale, whole.energy)
+    assert half.dense().dtype == torch.float32
+    assert torch.equal(half.dense(), single.dense())
+    parts, expected = (torch.cat([part.clone() for part in one.parts(8)]) for one in (half, single))
+    assert torch.equal(parts, expected)
+    factors = {mode: torch.linalg.qr(torch.randn(shape[mode], 2)).Q for mode in range(4)}
+    for mode, factor in factors.items():
+        assert_close(half.mode_product(factor, mode), single.mode_product(factor, mode))
+    assert_close(project(half, factors), project(single, factors))

@@ -75,6 +75,23 @@ def test_measured_project_is_project_and_the_energy(
     assert energy == pytest.approx(float(x.double().square().sum()), rel=1e-5)
 
 
+@given(
+    st.sampled_from([(8, 12, 16, 16), (8, 12, 8, 8), (3, 7, 5, 33), (8, 40, 40), (3, 5, 7), (64, 130)]),
+    st.sets(st.integers(0, 3)),
+    st.integers(1, 6),
+    st.sampled_from([torch.bfloat16, torch.float16]),
+)
+def test_a_tensor_in_half_precision_is_read_as_the_same_in_single(
+    shape: tuple[int, ...], modes: set[int], rank: int, dtype: torch.dtype
+) -> None:
+    x = decaying(shape, seed=1).to(dtype)
+    factors = {m: decaying((shape[m], rank), seed=m, dtype=torch.float32) for m in modes if m < len(shape)}
+    core, energy = measured_project(x, factors)
+    assert core.dtype == torch.float32
+    assert torch.equal(core, project(x.float(), factors))
+    assert energy == pytest.approx(float(x.double().square().sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused(value: float) -> None:
     x = torch.ones(3, 4, 5)

@@ -21,8 +21,8 @@ _CLOSEST = 0.99
 
 
 def halves(dtype: torch.dtype, epsilon: float) -> bool:
-    """Say whether the form of an activation of this dtype may be rounded to half precision at this threshold."""
-    return dtype == torch.float32 and epsilon <= _CLOSEST
+    """Say whether the form of an activation of this dtype is kept in half precision at this threshold."""
+    return dtype in {torch.float32, torch.bfloat16} and epsilon <= _CLOSEST
 
 
 def rounded(factor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Few-bit codes of one site, kept from step to step, in place of bases where spectra are flat.
 
 Levels are fitted to an activation once; what they lose is measured on each, and they are fitted anew where it has
-grown. Codes serve single precision on a CPU: the kernels read a tensor as it lies, and the host waits for no device.
+grown. Codes serve float32 and bfloat16 on a CPU: the host waits for no device.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +17,9 @@ from tuckprop.codecs._recent import Key, Recent
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.linalg.basis import check_energy
 from tuckprop.linalg.bits import CODE_BITS, packed_bytes
-from tuckprop.linalg.energy import sum_of_squares
-from tuckprop.linalg.fitted_code import FittedCode, fit
+from tuckprop.linalg.fitted_code import FittedCode, energy_of, fit
 from tuckprop.linalg.lagged import waiting_costs
-from tuckprop.linalg.layout import flat, is_dense
+from tuckprop.linalg.layout import is_dense
 from tuckprop.linalg.piecewise import Levels
 from tuckprop.linalg.standardised import Standardised
 
@@ -86,7 +85,7 @@ class CodeTracker:
         if known.age >= self.horizon and not stays:
             del self.in_use[key]
             return None
-        energy = x.energy.read() if isinstance(x, Standardised) else float(sum_of_squares(flat(x)))
+        energy = x.energy.read() if isinstance(x, Standardised) else energy_of(x)
         check_energy(energy, like)
         if not energy > 0:
             zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)
@@ -121,7 +120,7 @@ class CodeTracker:
                 break
             if dense is None:
                 dense = x.dense() if isinstance(x, Standardised) else x
-                energy = float(sum_of_squares(flat(dense)))
+                energy = energy_of(dense)
             if not energy > 0:
                 break
             code = fit(dense, energy, bits)
@@ -148,7 +147,7 @@ class CodeTracker:
 
 
 def _codable(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and not waiting_costs(x.device) and is_dense(x)
+    return x.dtype in {torch.float32, torch.bfloat16} and not waiting_costs(x.device) and is_dense(x)
 
 
 def _coded(x: Tensor, codes: Tensor, levels: Tensor, known: CodeInUse) -> CodedPacked:

@@ -19,6 +19,7 @@ from tuckprop.codecs._ledger import open_ledger
 from tuckprop.codecs._new_bases import each_basis
 from tuckprop.codecs._recent import Key, Recent
 from tuckprop.codecs._recomputation import Recomputation
+from tuckprop.codecs._source import Source, energy_of, formed, measured_core, reads, tensor_of
 from tuckprop.codecs._tracked_code import CodeTracker, least_loss
 from tuckprop.codecs._tucker import Parts, TuckerPacked, in_order
 from tuckprop.codecs.dense import DensePacked
@@ -31,7 +32,7 @@ from tuckprop.linalg.layout import inverse, is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
 from tuckprop.linalg.remembered import Remembered
 from tuckprop.linalg.standardised import Standardised
-from tuckprop.linalg.tucker import measured_project, modes_worth_factoring, project
+from tuckprop.linalg.tucker import modes_worth_factoring, project
 
 # A core this many times smaller than the activation is not worth a decomposition of its batch mode.
 _SMALL = 256
@@ -97,18 +98,19 @@ class SubspaceTracker:
             return DensePacked(source.x)
         if (coded := self._encode(source, stays)) is not None:
             return coded
-        direct = source.x.dtype == working_dtype(source.x.dtype, self.epsilon) and is_dense(source.x)
-        form = self._form(source if direct else source.dense(), stays)
+        direct = source.scale.dtype == working_dtype(source.x.dtype, self.epsilon) and is_dense(source.x)
+        form = self._form(source if direct else source.dense().to(source.x.dtype), stays)
         return form if stays else self._smaller(form, source)
 
-    def _form(self, x: Tensor | Standardised, stays: bool) -> TuckerPacked | HalfPacked:
-        like = x.x if isinstance(x, Standardised) else x
+    def _form(self, x: Source, stays: bool) -> TuckerPacked | HalfPacked:
+        like = tensor_of(x)
         order, half = memory_order(like), halves(like.dtype, self.epsilon)
-        y: Tensor | Standardised
+        y: Source
         if isinstance(x, Standardised):
             y = x.permute(order)
         else:
-            y = x.permute(order).contiguous().to(working_dtype(x.dtype, self.epsilon))
+            y, work = x.permute(order).contiguous(), working_dtype(x.dtype, self.epsilon)
+            y = y if reads(y, work) else y.to(work)
         parts = self._factor(stays, half, y, order)
         return HalfPacked.of(parts, order, like.dtype) if half else in_order(parts, order, like.dtype)
 
@@ -116,7 +118,7 @@ class SubspaceTracker:
         """Say whether bases and codes, where there are some, serve `x` as they are: nothing is looked at or moved."""
         return self.recomputation.repeats(tuple(x.shape[1:])) or capturing(x.device)
 
-    def _encode(self, x: Tensor | Standardised, stays: bool) -> Packed | None:
+    def _encode(self, x: Source, stays: bool) -> Packed | None:
         if (coded := self.codes.encode(x, stays)) is None:
             return None
         packed, fitted = coded
@@ -124,7 +126,7 @@ class SubspaceTracker:
         self.refreshes += fitted
         return packed
 
-    def _smaller(self, form: TuckerPacked | HalfPacked, x: Tensor | Standardised) -> Packed:
+    def _smaller(self, form: TuckerPacked | HalfPacked, x: Source) -> Packed:
         """Return `form`, or, where its bases are new, codes in its place if those are smaller."""
         key = tuple(x.shape[1:])
         chosen = self.codes.instead_of(form, x) if self.bases[key].age == 1 else form
@@ -181,22 +183,24 @@ class SubspaceTracker:
         self.codes.restore(state.get("codes", []))
         self.refreshes, self.uses = state["refreshes"], state["uses"]
 
-    def _factor(self, stays: bool, half: bool, y: Tensor | Standardised, order: tuple[int, ...]) -> Parts:
-        like = y.x if isinstance(y, Standardised) else y
+    def _factor(self, stays: bool, half: bool, y: Source, order: tuple[int, ...]) -> Parts:
+        like = tensor_of(y)
+        work = working_dtype(like.dtype, self.epsilon)
         places = inverse(order)
         key = tuple(like.shape[place] for place in places[1:])
         known = self.bases.get(key)
         usable = known is not None and (stays or known.age < self.horizon)
         # Where waiting for it costs, what is lost is read at the next activation.
-        lagged = _energy(y) if waiting_costs(like.device) else None
+        lagged = energy_of(y) if waiting_costs(like.device) else None
         core, missed, energy = None, False, 0.0
         if lagged is not None and known is not None and usable and not stays:
             usable, missed = self._served(known)
         if known is not None and usable:
-            factors = {places[axis]: basis.to(like) for axis, basis in known.factors.items()}
-            core, energy = _measured_project(y, factors) if lagged is None else (project(y, factors), 0.0)
+            factors = {places[axis]: basis.to(like.device, work) for axis, basis in known.factors.items()}
+            core, energy = measured_core(y, factors) if lagged is None else (project(y, factors), 0.0)
         elif lagged is None:
-            energy = _energy(y).read()
+            y = y if isinstance(y, Standardised) else y.to(work)
+            energy = energy_of(y).read()
         if lagged is None:
             check_energy(energy, like)
         self.uses += not stays
@@ -208,8 +212,7 @@ class SubspaceTracker:
             if lagged is not None:
                 energy = lagged.read()
                 check_energy(energy, like)
-            dense = y.dense() if isinstance(y, Standardised) else y
-            known, core = self._refresh(dense, order, energy, known, missed, half)
+            known, core = self._refresh(formed(y, work), order, energy, known, missed, half)
         # As they are kept: a copy would be held beside them.
         factors = {places[axis]: basis if half else basis.to(core) for axis, basis in known.factors.items()}
         batch = dict[int, Tensor]()
@@ -320,17 +323,6 @@ class SubspaceTracker:
         return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
 
 
-def _energy(y: Tensor | Standardised) -> Energy:
-    return y.energy if isinstance(y, Standardised) else Energy.of(y)
-
-
-def _measured_project(y: Tensor | Standardised, factors: dict[int, Tensor]) -> tuple[Tensor, float]:
-    """Return the core of `y` and the energy of `y`, on a CPU."""
-    if isinstance(y, Standardised):
-        return project(y, factors), y.energy.read()
-    return measured_project(y, factors)
-
-
 def _before(known: Bases | None, axis: int) -> Remembered | None:
     if known is None or axis not in known.factors:
         return None
@@ -349,10 +341,10 @@ class Subspace(Codec):
     The batch mode is not tracked, as a basis of other samples says nothing about these: where it saves bytes, it is
     factored in the small core of each step, at a share `1 - (1 - epsilon) / 3` of the core's energy.
 
-    Of activations in single precision, bases are kept as float16 and cores as bfloat16 where epsilon is at most 0.99:
-    half the bytes, and rounding loses a millionth of the energy.
+    Of activations in single precision or bfloat16, bases are kept as float16 and cores as bfloat16 where epsilon is at
+    most 0.99: half the bytes, and rounding loses a millionth of the energy.
 
-    Activations in single precision on a CPU, of 16,384 elements and more, are kept as numbers of 1, 2, 4 or 8 bits
+    Such activations, on a CPU and of 16,384 elements and more, are kept as numbers of 1, 2, 4 or 8 bits
     where those take under two thirds of the bytes of core and factors (in norms, which multiply nothing with the
     factors: fewer bytes) and lose no more than `1 - epsilon` of the energy: the number of the nearest of a few levels,
     fitted to the activation's own values. What they lose is measured at every step, and the levels are fitted anew

@@ -63,7 +63,8 @@ def pack_tracked(site: Site, x: Tensor, mean: Tensor, invstd: Tensor, eps: float
     """
     with torch.no_grad():
         energy = Energy.standardised(x.numel(), invstd, eps)
-        source = Standardised(x.detach(), mean.to(x.dtype), invstd.to(x.dtype), energy)
+        work = work_dtype(x)
+        source = Standardised(x.detach(), mean.to(work), invstd.to(work), energy)
         packed = site.pack_standardised(source)
     return None if isinstance(packed, DensePacked) else packed
 

@@ -3,7 +3,8 @@
 Index legend: b batch, c input channels, o output channels, h.. input positions, m.. output positions, k.. kernel taps.
 The input gradient comes from the weight alone and is exact. Output and input gradient are computed by PyTorch, but for
 layers on a CPU that have one tap, are depthwise, or have 3 x 3 taps at stride 1 (`_one_tap.py`, `_depthwise.py`,
-`_three_taps.py`), and but for the gradients of depthwise layers on a GPU (`_depthwise_gpu.py`). The weight gradient is
+`_three_taps.py`, and `_depthwise_half.py` in half precision), and but for the gradients of depthwise layers on a GPU
+(`_depthwise_gpu.py`). The weight gradient is
     dW[o, c, k..] = sum_{b, m..} A[b, c, window(m.., k..)] G[b, o, m..]
 and comes from the factors of A by one of three routes, the cheapest by a count of operations and bytes:
     factored  every sum over positions is a product with a windowed spatial factor, A is never formed;
@@ -21,7 +22,7 @@ from torch import Size, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from tuckprop.codecs import DensePacked, Packed
-from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap, _three_taps
+from tuckprop.layers import _depthwise, _depthwise_gpu, _depthwise_half, _one_tap, _three_taps
 from tuckprop.layers._contraction import weight_gradient
 from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._once import first_derivative_only
@@ -50,7 +51,9 @@ class Path(GradientPath, Protocol):
 
 # The first that serves is taken.
 _PATHS: tuple[Path, ...] = (_one_tap, _depthwise, _three_taps)
-_GRADIENT_PATHS: tuple[GradientPath, ...] = (*_PATHS, _depthwise_gpu)
+_GRADIENT_PATHS: tuple[GradientPath, ...] = (*_PATHS, _depthwise_half, _depthwise_gpu)
+# Of layers whose weight's gradient may be PyTorch's.
+_INPUT_PATHS: tuple[GradientPath, ...] = (_three_taps, _depthwise_half)
 _WEIGHT_PATHS = (_one_tap, _depthwise, _three_taps, _depthwise_gpu)
 
 # Computes the plain layer's output from input, weight and bias.
@@ -89,7 +92,7 @@ class FactoredConvolution(torch.autograd.Function):
             kind, meta = ctx.packed
             packed = kind.rebuild(kept, meta)
         own = any(path.serves_weight(grad, ctx.shape, weight, ctx.geometry) for path in _WEIGHT_PATHS) or (
-            needs_x and _three_taps.serves(grad, ctx.shape, weight, ctx.geometry)
+            needs_x and any(path.serves(grad, ctx.shape, weight, ctx.geometry) for path in _INPUT_PATHS)
         )
         if isinstance(packed, DensePacked) and not own and not ctx.geometry.pads_explicitly:
             mask = (needs_x, True, ctx.has_bias and needs_bias)

@@ -44,7 +44,11 @@ _POSITIONS = 16
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
     """Return values [c] so that they broadcast with a tensor [b, c, s..] and have its dtype."""
-    return values.view(1, -1, *[1] * (like.dim() - 2)).to(like.dtype)
+    return _along_channels(values, like).to(like.dtype)
+
+
+def _along_channels(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (like.dim() - 2))
 
 
 class FactoredBatchNorm(torch.autograd.Function):
@@ -89,7 +93,7 @@ class FactoredBatchNorm(torch.autograd.Function):
         else:
             y, mean, spread = plain(x, weight, bias, running_mean, running_var, training, momentum, eps, buffer)
         if saves_input and tracked:
-            packed = pack_tracked(site, x, per_channel(mean, x), per_channel(spread, x), eps)
+            packed = pack_tracked(site, x, _along_channels(mean, x), _along_channels(spread, x), eps)
             tensors = keep(ctx, x, packed)
         if not training:
             assert running_mean is not None

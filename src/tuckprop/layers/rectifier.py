@@ -121,10 +121,10 @@ class OneBitGradient(torch.autograd.Function):
 
 def _kernels(x: Tensor, bounds: tuple[float, float | None]) -> Any:
     """Return the module whose compiled kernels clamp `x`, if there is one."""
-    if native.serves(x):
-        return native
     # PyTorch rounds bounds to the type of `x` before it clamps, and does not before it compares.
     exact = x.dtype == torch.float32 or all(b is None or _is_exact(b, x.dtype) for b in bounds)
+    if exact and native.reads(x):
+        return native
     if exact and gpu.serves(x):
         from tuckprop.gpu import flags
 

@@ -7,13 +7,15 @@ Source: Lloyd, "Least squares quantization in PCM", IEEE Transactions on Informa
 is that of `tuckprop.linalg.piecewise`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
 import torch
 from torch import Tensor
 
-from tuckprop.linalg.bits import packed_bytes
+from tuckprop.linalg.bits import packed_bytes, slabs
+from tuckprop.linalg.energy import sum_of_squares
 from tuckprop.linalg.layout import flat
 from tuckprop.linalg.levelcode import CELLS, MIDDLE, LevelCode
 from tuckprop.linalg.piecewise import Cells, Levels, best_levels
@@ -52,7 +54,7 @@ class FittedCode:
         """Return the packed codes of a tensor, their levels, and the share of the energy that is lost.
 
         Args:
-            x: float32, dense in memory and contiguous.
+            x: float32 or of less precision, dense in memory and contiguous.
             energy: Its sum of squares, positive.
 
         Returns:
@@ -63,11 +65,26 @@ class FittedCode:
         packed = torch.empty(packed_bytes(count, self.bits), dtype=torch.uint8, device="cpu")
         start, lost = 0, 0.0
         # Parts begin at a whole byte.
-        for part in x.parts(8) if isinstance(x, Standardised) else [flat(x)]:
+        for part in x.parts(8) if isinstance(x, Standardised) else _parts(x):
             place = packed[start : start + packed_bytes(part.numel(), self.bits)]
             lost += scaled.encode_measured(part, place)
             start += place.numel()
         return packed, scaled.rounded, lost / energy
+
+
+def _parts(x: Tensor) -> Iterator[Tensor]:
+    """Yield the elements in the order of memory as float32, those of another dtype part after part."""
+    values = flat(x)
+    if x.dtype == torch.float32:
+        yield values
+        return
+    for part in slabs(len(values), x.device):
+        yield values[part].float()
+
+
+def energy_of(x: Tensor) -> float:
+    """Return the sum of squares of a tensor that is dense in memory, summed in single precision at least."""
+    return sum(float(sum_of_squares(part)) for part in _parts(x))
 
 
 def fit(x: Tensor, energy: float, bits: int) -> FittedCode:
@@ -94,4 +111,4 @@ def fit(x: Tensor, energy: float, bits: int) -> FittedCode:
     return FittedCode.of(bits, best_levels(Cells(reach, *moments), 1 << bits))
 
 
-__all__ = ["FittedCode", "fit"]
+__all__ = ["FittedCode", "energy_of", "fit"]

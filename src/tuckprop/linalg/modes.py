@@ -67,14 +67,16 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
         mode: The axis of `x` to contract.
 
     Returns:
-        Shape [n_1, ..., k, ..., n_d], contiguous.
+        Shape [n_1, ..., k, ..., n_d], contiguous, in the dtype of `matrix`: that of `x`, or float32 where `x` is in
+        half precision, of which no copy is made where a kernel serves.
     """
     before, size, after = stacked(x.shape, mode)
     shape = [*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]]
     if _served(x, matrix, before, after):
-        y = x.new_empty(shape)
+        y = matrix.new_empty(shape)
         native.product(x, (before, size, after), matrix.contiguous(), y)
         return y
+    x = x.to(matrix.dtype)
     if _served_on_a_gpu(x, matrix):
         from tuckprop.gpu import mode_product as kernels
 
@@ -103,18 +105,19 @@ def measured_product(x: Tensor, matrix: Tensor, mode: int) -> tuple[Tensor, floa
         mode: The axis of `x` to contract.
 
     Returns:
-        Shape [n_1, ..., k, ..., n_d], contiguous; the sum of squares of `x`.
+        As there; the sum of squares of `x`.
     """
     before, size, after = stacked(x.shape, mode)
     if not _served(x, matrix, before, after):
+        x = x.to(matrix.dtype)
         return mode_product(x, matrix, mode), float(sum_of_squares(x))
-    y = x.new_empty([*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]])
+    y = matrix.new_empty([*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]])
     return y, native.measured_product(x, (before, size, after), matrix.contiguous(), y)
 
 
 def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
     """Say whether compiled kernels multiply the stack `x` [before, n, after] by a matrix [n, k], and faster."""
-    if x.numel() < _LEAST_PRODUCT or not native.serves(x):
+    if x.numel() < _LEAST_PRODUCT or not native.reads(x):
         return False
     if after > 1 and matrix.shape[0] > DEEP:
         return False
@@ -126,7 +129,7 @@ def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
         worth = narrow or before > 1
     else:
         worth = (before > 1 or narrow) and not _many_tiny(matrix, before, after)
-    return worth and x.is_contiguous() and matrix.dtype == x.dtype and not _differentiates(x, matrix)
+    return worth and x.is_contiguous() and matrix.dtype == torch.float32 and not _differentiates(x, matrix)
 
 
 def _served_on_a_gpu(x: Tensor, matrix: Tensor) -> bool:
@@ -155,7 +158,7 @@ def add_expanded(total: Tensor, core: Tensor, factor: Tensor, mode: int) -> None
     """Add `expand(core, factor, mode)` to the contiguous tensor `total`, without forming it."""
     before, size, after = stacked(total.shape, mode)
     rank = core.shape[mode]
-    if after > 1 and total.is_contiguous() and _served(core, factor.T, before, after):
+    if after > 1 and native.serves(total) and total.is_contiguous() and _served(core, factor.T, before, after):
         ones = factor.new_ones(size)
         native.product(core, (before, rank, after), factor.T.contiguous(), total, ones)
     elif after == 1:

@@ -20,7 +20,7 @@ class Standardised:
     """`scale (x - shift)`.
 
     Attributes:
-        x: Shape [n_1, ..., n_d].
+        x: Shape [n_1, ..., n_d]; it may be in half precision where shift and scale are in float32.
         shift: Broadcasts with `x`: size 1 or n_j on every axis.
         scale: As `shift`.
         energy: Of the whole.
@@ -37,7 +37,7 @@ class Standardised:
         return self.x.shape
 
     def dense(self) -> Tensor:
-        """Form the tensor."""
+        """Form the tensor, in the dtype of `scale`."""
         return (self.x - self.shift).mul_(self.scale)
 
     def parts(self, multiple: int) -> Iterator[Tensor]:
@@ -61,7 +61,7 @@ class Standardised:
         inner = x[0].numel()
         whole = multiple // gcd(multiple, inner)
         rows = min(len(x), max(1, _PART // (inner * whole)) * whole)
-        buffer = x.new_empty((rows, *x.shape[1:]))
+        buffer = scale.new_empty((rows, *x.shape[1:]))
         for start in range(0, len(x), rows):
             place = slice(start, min(start + rows, len(x)))
             part = buffer[: place.stop - place.start]

@@ -77,9 +77,13 @@ def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
 
 
 def measured_project(x: Tensor, factors: dict[int, Tensor]) -> tuple[Tensor, float]:
-    """Return what `project` returns and the energy of `x`, on a CPU, which is read once for both."""
+    """Return what `project` returns and the energy of `x`, on a CPU, which is read once for both.
+
+    It may be in half precision, and the factors in float32: so is the core.
+    """
     if not factors:
-        return x, float(sum_of_squares(x))
+        core = x.to(torch.promote_types(x.dtype, torch.float32))
+        return core, float(sum_of_squares(core))
     first = _order(x, factors)[0]
     core, energy = measured_product(*_as_one(x, factors, first), first[0])
     left = {mode: factor for mode, factor in factors.items() if mode not in first}

@@ -35,25 +35,35 @@ _RAGGED_WIDE = 96
 LONG = 256
 
 
+def available(device: torch.device) -> bool:
+    """Say whether there are kernels for this device: a CPU, where a compiler was found."""
+    return device.type == "cpu" and library() is not None
+
+
 def serves(x: Tensor) -> bool:
     """Say whether the kernels take tensors such as `x`: float32 on a CPU, and a compiler was found."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
+    return x.dtype == torch.float32 and available(x.device)
+
+
+def reads(x: Tensor) -> bool:
+    """Say whether the kernels that take bfloat16 too serve `x`: a product's stack, `clamp` and `gate`."""
+    return x.dtype in {torch.float32, torch.bfloat16} and available(x.device)
 
 
 def clamp(x: Tensor, y: Tensor, low: float, high: float | None) -> Tensor:
     """Write `x` clamped into `y`, and return one bit an element: whether it lies between the bounds, or is NaN.
 
     Args:
-        x: float32 [n], contiguous.
+        x: float32 or bfloat16 [n], contiguous.
         y: Likewise; may be `x`.
-        low: Lower bound.
-        high: Upper bound, or None for none.
+        low: Lower bound, which the dtype has a number for.
+        high: Upper bound, likewise, or None for none.
 
     Returns:
         uint8 [ceil(n / 8)], for `gate`.
     """
     bits = torch.empty(-(-x.numel() // 8), dtype=torch.uint8, device="cpu")
-    name = "clamp_below" if high is None else "clamp_both"
+    name = ("clamp_below" if high is None else "clamp_both") + _suffix(x)
     kernel(name)(x.data_ptr(), y.data_ptr(), bits.data_ptr(), x.numel(), low, 0.0 if high is None else high)
     return bits
 
@@ -62,11 +72,11 @@ def gate(grad: Tensor, bits: Tensor, out: Tensor) -> None:
     """Write `grad` where its bit is set, and zero elsewhere, into `out`.
 
     Args:
-        grad: float32 [n], contiguous.
+        grad: float32 or bfloat16 [n], contiguous.
         bits: From `clamp`.
         out: Like `grad`; may be `grad`.
     """
-    kernel("gate")(grad.data_ptr(), out.data_ptr(), bits.data_ptr(), grad.numel())
+    kernel("gate" + _suffix(grad))(grad.data_ptr(), out.data_ptr(), bits.data_ptr(), grad.numel())
 
 
 def encode(
@@ -242,7 +252,7 @@ def product(stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor, scale
     """Write `matrix^T X` for each X of a stack into `out`, or add it to `scale` times what `out` has.
 
     Args:
-        stack: float32, contiguous, of the elements of [samples, n, positions], whatever its axes.
+        stack: float32 or bfloat16, contiguous, of the elements of [samples, n, positions], whatever its axes.
         sizes: Those three; with one position, `scale` is None.
         matrix: float32 [n, k], contiguous.
         out: float32, contiguous, of the elements of [samples, k, positions], whatever its axes.
@@ -267,12 +277,12 @@ def _product(
     stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor, scale: Tensor | None, measures: bool
 ) -> float:
     samples, size, positions = sizes
-    pointers = (stack.data_ptr(), matrix.data_ptr(), out.data_ptr())
+    pointers, halves = (stack.data_ptr(), matrix.data_ptr(), out.data_ptr()), stack.dtype == torch.bfloat16
     if positions == 1:
-        energy = kernel("product_columns")(*pointers, measures, samples, size, matrix.shape[1])
+        energy = kernel("product_columns")(*pointers, halves, measures, samples, size, matrix.shape[1])
     else:
         factor = None if scale is None else scale.data_ptr()
-        energy = kernel("product_rows")(*pointers, factor, measures, samples, size, matrix.shape[1], positions)
+        energy = kernel("product_rows")(*pointers, factor, halves, measures, samples, size, matrix.shape[1], positions)
     return float(energy)
 
 
@@ -294,6 +304,10 @@ def leading_pairs(gram: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
     return None if count < 0 else (values[:count], vectors[: size * count].view(size, count).clone())
 
 
+def _suffix(x: Tensor) -> str:
+    return "_halves" if x.dtype == torch.bfloat16 else ""
+
+
 def _planes(x: Tensor) -> tuple[int, int, int]:
     """Return samples, channels and positions of `x` [b, c, s..]."""
     return x.shape[0], x.shape[1], x.numel() // (x.shape[0] * x.shape[1])
@@ -307,6 +321,7 @@ __all__ = [
     "LANES",
     "LONG",
     "MOST_TAPS",
+    "available",
     "batch_norm",
     "batch_norm_backward",
     "clamp",
@@ -323,6 +338,7 @@ __all__ = [
     "max_unpool",
     "measured_product",
     "product",
+    "reads",
     "scale",
     "serves",
     "winograd",

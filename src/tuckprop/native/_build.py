@@ -29,7 +29,7 @@ _SOURCES = tuple(
         "winograd_weight",
     )
 )
-_HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tile", "eigen", "winograd"))
+_HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("half", "vectors", "tile", "eigen", "winograd"))
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 
 

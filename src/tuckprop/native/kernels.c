@@ -1,4 +1,5 @@
-/* Passes over large float32 tensors that PyTorch's operations take several of. Plain C, for the compiler to vectorise.
+/* Passes over large tensors, float32 if nothing else is said, that PyTorch's operations take several of. Plain C, for the
+ * compiler to vectorise.
  *
  * Flags lie in blocks of 512 elements and 64 bytes: bit j of byte i is element 64 j + i of the block. What is left
  * beyond the last whole block has bit k % 8 of byte k / 8 for its element k. Outputs may be the inputs' memory. */
@@ -7,57 +8,64 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "half.h"
+
 typedef int64_t Size;
 
 enum { LANES = 64, BLOCK = 8 * LANES, BLOCKS = 32, ELEMENTS = BLOCK * BLOCKS };
 
 static Size least(Size a, Size b) { return a < b ? a : b; }
 
-/* VALUE and FLAG are expressions of the element v and of low and high. NaN stays NaN; its flag is what PyTorch's
- * vectorised derivatives have: set by ReLU, not by Hardtanh. */
-#define RECTIFIER(NAME, VALUE, FLAG)                                                                         \
-  static void NAME##_part(const float *x, float *y, uint8_t *bits, Size count, float low, float high) {      \
+/* VALUE and FLAG are expressions of the element v and of low and high; FROM and TO take elements of a TYPE to floats and
+ * back. NaN stays NaN; its flag is what PyTorch's vectorised derivatives have: set by ReLU, not by Hardtanh. */
+#define RECTIFIER(NAME, TYPE, FROM, TO, VALUE, FLAG)                                                         \
+  static void NAME##_part(const TYPE *x, TYPE *y, uint8_t *bits, Size count, float low, float high) {        \
     (void)high;                                                                                              \
     for (; count >= BLOCK; count -= BLOCK, x += BLOCK, y += BLOCK, bits += LANES) {                          \
       uint8_t flags[LANES] = {0};                                                                            \
       for (int j = 0; j < 8; j++)                                                                            \
         _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++) {                                               \
-          const float v = x[LANES * j + i];                                                                  \
+          const float v = FROM(x[LANES * j + i]);                                                            \
           flags[i] |= (uint8_t)((FLAG) << j);                                                                \
-          y[LANES * j + i] = (VALUE);                                                                        \
+          y[LANES * j + i] = TO(VALUE);                                                                      \
         }                                                                                                    \
       memcpy(bits, flags, LANES);                                                                            \
     }                                                                                                        \
     memset(bits, 0, (count + 7) / 8);                                                                        \
     for (Size k = 0; k < count; k++) {                                                                       \
-      const float v = x[k];                                                                                  \
+      const float v = FROM(x[k]);                                                                            \
       bits[k / 8] |= (uint8_t)((FLAG) << k % 8);                                                             \
-      y[k] = (VALUE);                                                                                        \
+      y[k] = TO(VALUE);                                                                                      \
     }                                                                                                        \
   }                                                                                                          \
-  void NAME(const float *x, float *y, uint8_t *bits, Size count, float low, float high) {                    \
+  void NAME(const TYPE *x, TYPE *y, uint8_t *bits, Size count, float low, float high) {                      \
     _Pragma("omp parallel for schedule(static) if (count > 2 * ELEMENTS)")                                   \
     for (Size start = 0; start < count; start += ELEMENTS)                                                   \
       NAME##_part(x + start, y + start, bits + start / 8, least(count - start, ELEMENTS), low, high);        \
   }
 
-RECTIFIER(clamp_below, v < low ? low : v, !(v <= low))
-RECTIFIER(clamp_both, v < low ? low : v > high ? high : v, (v > low) & (v < high))
+RECTIFIER(clamp_below, float, , , v < low ? low : v, !(v <= low))
+RECTIFIER(clamp_both, float, , , v < low ? low : v > high ? high : v, (v > low) & (v < high))
+RECTIFIER(clamp_below_halves, Half16, widened, narrowed, v < low ? low : v, !(v <= low))
+RECTIFIER(clamp_both_halves, Half16, widened, narrowed, v < low ? low : v > high ? high : v, (v > low) & (v < high))
 
-static void gate_part(const uint32_t *grad, uint32_t *out, const uint8_t *bits, Size count) {
-  for (; count >= BLOCK; count -= BLOCK, grad += BLOCK, out += BLOCK, bits += LANES)
-    for (int j = 0; j < 8; j++)
-      _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++)
-        out[LANES * j + i] = grad[LANES * j + i] & -(uint32_t)(bits[i] >> j & 1);
-  for (Size k = 0; k < count; k++) out[k] = grad[k] & -(uint32_t)(bits[k / 8] >> k % 8 & 1);
-}
+/* out = grad where the flag is set, else 0; elements are told by their bits alone. */
+#define GATE(NAME, TYPE)                                                                                     \
+  static void NAME##_part(const TYPE *grad, TYPE *out, const uint8_t *bits, Size count) {                    \
+    for (; count >= BLOCK; count -= BLOCK, grad += BLOCK, out += BLOCK, bits += LANES)                       \
+      for (int j = 0; j < 8; j++)                                                                            \
+        _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++)                                                 \
+          out[LANES * j + i] = grad[LANES * j + i] & (TYPE)-(bits[i] >> j & 1);                              \
+    for (Size k = 0; k < count; k++) out[k] = grad[k] & (TYPE)-(bits[k / 8] >> k % 8 & 1);                   \
+  }                                                                                                          \
+  void NAME(const TYPE *grad, TYPE *out, const uint8_t *bits, Size count) {                                  \
+    _Pragma("omp parallel for schedule(static) if (count > 2 * ELEMENTS)")                                   \
+    for (Size start = 0; start < count; start += ELEMENTS)                                                   \
+      NAME##_part(grad + start, out + start, bits + start / 8, least(count - start, ELEMENTS));              \
+  }
 
-/* out = grad where the flag is set, else 0. */
-void gate(const uint32_t *grad, uint32_t *out, const uint8_t *bits, Size count) {
-#pragma omp parallel for schedule(static) if (count > 2 * ELEMENTS)
-  for (Size start = 0; start < count; start += ELEMENTS)
-    gate_part(grad + start, out + start, bits + start / 8, least(count - start, ELEMENTS));
-}
+GATE(gate, uint32_t)
+GATE(gate_halves, Half16)
 
 /* Bytes of codes, the first in the lowest bits; as `unpack` takes them. */
 static inline __attribute__((always_inline)) void pack(const uint8_t *cells, const uint8_t *codes, uint8_t *packed,
