@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=2 python benchmarks/kernels.py [--markdown]
 
-Each on sizes that a network's layers have, in float32; runs of the two alternate, and the process keeps freed memory,
-so that neither waits for pages. The floor is the larger of two times: FLOPs over the rate of a large product, and bytes
-that have to be read and written over the rate of a large copy. FLOPs are those of the sums as they are written:
-Winograd's algorithm does with four ninths of them.
+Each on sizes that a network's layers have, in float32 if nothing else is said; runs of the two alternate, and the
+process keeps freed memory, so that neither waits for pages. The floor is the larger of two times: FLOPs over the rate
+of a large product, and bytes that have to be read and written over the rate of a large copy. FLOPs are those of the
+sums as they are written: Winograd's algorithm does with four ninths of them; an eigenproblem counts its reduction to
+tridiagonal form alone.
 """
 
 import time
@@ -21,12 +22,14 @@ from environment import add_record, environment, in_words
 from machine import Machine
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from tuckprop import native
 from tuckprop.layers import _depthwise, _one_tap
 from tuckprop.layers._plain_convolution import plain_gradients
 from tuckprop.layers.conv import geometry_of
 from tuckprop.layers.linear import products_of_columns
+from tuckprop.linalg.leading import leading_eigh
 from tuckprop.linalg.modes import mode_gram, mode_product
 from tuckprop.memory import keep_freed_memory
 
@@ -70,6 +73,7 @@ def projections() -> Iterator[Case]:
     """Yield products with a basis, of channels and of columns, and a Linear layer's weight gradient at few columns."""
     for channels, side, rank in ((96, 64, 14), (144, 32, 17), (192, 16, 23)):
         yield _of_channels(channels, side, rank)
+    yield _of_bfloat16(96, 64, 14)
     x, basis = torch.randn(BATCH, 192, 10, 16), torch.randn(16, 10)
     yield Case(
         "16 columns to 10",
@@ -100,6 +104,17 @@ def _of_channels(channels: int, side: int, rank: int) -> Case:
     )
 
 
+def _of_bfloat16(channels: int, side: int, rank: int) -> Case:
+    x, basis = torch.randn(BATCH, channels, side, side).bfloat16(), torch.randn(channels, rank)
+    return Case(
+        "the same of bfloat16, by a basis in float32",
+        lambda: mode_product(x, basis, 1),
+        lambda: torch.bmm(basis.T.expand(BATCH, -1, -1), x.float().flatten(2)),
+        2 * x.numel() * rank,
+        x.nbytes * (channels + 2 * rank) // channels,
+    )
+
+
 def gram_matrices() -> Iterator[Case]:
     """Yield Gram matrices of channels, and of rows that do not fill vectors; half of each is computed."""
     for channels, side in ((96, 64), (192, 16), (576, 8)):
@@ -123,6 +138,25 @@ def _gram_of_channels(channels: int, side: int) -> Case:
         lambda: torch.bmm(rows, rows.transpose(1, 2)).sum(0),
         x.numel() * channels,
         x.nbytes,
+    )
+
+
+def eigenproblems() -> Iterator[Case]:
+    """Yield the leading eigenpairs of Gram matrices of what a rectifier leaves, with four fifths of the energy."""
+    for size in (32, 144, 384, 576):
+        rows = torch.randn(size, 2048).clamp_min(0) * torch.linspace(1, 0.1, size)[:, None]
+        gram = rows @ rows.T
+        yield _of_gram_matrix(gram)
+
+
+def _of_gram_matrix(gram: Tensor) -> Case:
+    size = len(gram)
+    return Case(
+        f"leading eigenpairs of a Gram matrix of {size}",
+        lambda: leading_eigh(gram, 0.8),
+        lambda: torch.linalg.eigh(gram),
+        4 * size**3 // 3,
+        gram.nbytes,
     )
 
 
@@ -206,7 +240,7 @@ def main() -> None:
     keep_freed_memory()
     machine = Machine(torch.device("cpu"))
     table = Table("operation, batch 32", "PyTorch, ms", "kernel, ms", "ratio", "floor, ms", "kernel / floor")
-    for case in (*projections(), *gram_matrices(), *convolutions()):
+    for case in (*projections(), *gram_matrices(), *eigenproblems(), *convolutions()):
         ours, library = milliseconds(case, options.repeats)
         floor = 1e3 * max(case.flops / machine.product(torch.float32), case.bytes / machine.copy)
         row = (case.name, *(f"{n:.2f}" for n in (library, ours, ours / library, floor)), f"{ours / floor:.1f}")

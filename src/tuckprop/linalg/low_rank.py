@@ -109,7 +109,8 @@ def _range(rows: Tensor) -> Tensor | None:
     if int(rank) > len(rows) - _EXTRA:
         return None
     # Cholesky's QR, twice: these are orthogonal but for the rounding of their Gram matrix. A library's takes longer.
-    basis = (vectors[:, :rank] / energies[:rank].clamp_min(torch.finfo(gram.dtype).tiny).sqrt()).T @ rows
+    least = _ROUNDING**2 * energies[0]
+    basis = (vectors[:, :rank] / energies[:rank].clamp_min(least).sqrt()).T @ rows
     for _ in range(2):
         triangle, failed = torch.linalg.cholesky_ex(gram_of_rows(basis))
         if failed:
