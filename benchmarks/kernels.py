@@ -107,7 +107,7 @@ def _of_channels(channels: int, side: int, rank: int) -> Case:
 def _of_bfloat16(channels: int, side: int, rank: int) -> Case:
     x, basis = torch.randn(BATCH, channels, side, side).bfloat16(), torch.randn(channels, rank)
     return Case(
-        "the same of bfloat16, by a basis in float32",
+        f"{channels} channels of {side} x {side} in bfloat16 to {rank}",
         lambda: mode_product(x, basis, 1),
         lambda: torch.bmm(basis.T.expand(BATCH, -1, -1), x.float().flatten(2)),
         2 * x.numel() * rank,

@@ -49,7 +49,8 @@ class Packed(ABC):
             keep: The axes on which the layer can use a factor as it is.
 
         Returns:
-            The core, and for some axes in `keep` a factor [size, rank], where the core has `rank` on that axis.
+            The core, and for some axes in `keep` a factor [size, rank], where the core has `rank` on that axis; all in
+            the dtype of the activation, or all in one of more precision.
         """
         return self.dense(), {}
 

@@ -31,7 +31,10 @@ def rounded(factor: Tensor) -> Tensor:
 
 
 class HalfPacked(Packed):
-    """A `TuckerPacked` of tensors in half precision, which is read in the activation's own.
+    """A `TuckerPacked` of tensors in half precision, which is multiplied in single precision at least.
+
+    On a GPU it is multiplied in the activation's own. On a CPU a library compiles its products in bfloat16 anew for
+    each size, and keeps them: as ranks come and go, that took as much memory as the activations.
 
     Attributes:
         form: Core and factors as they are kept.
@@ -54,8 +57,10 @@ class HalfPacked(Packed):
 
     @cached_property
     def whole(self) -> TuckerPacked:
-        """The form in the activation's dtype."""
-        return TuckerPacked.rebuild([tensor.to(self.dtype) for tensor in self.form.tensors()], self.form.meta)
+        """The form in the dtype that it is multiplied in."""
+        own = waiting_costs(self.form.core.device)
+        work = self.dtype if own else torch.promote_types(self.dtype, torch.float32)
+        return TuckerPacked.rebuild([tensor.to(work) for tensor in self.form.tensors()], self.form.meta)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -82,8 +87,8 @@ class HalfPacked(Packed):
         return self.form.shape
 
     def dense(self) -> Tensor:
-        """Return the core times all factors; shape `self.shape`."""
-        return self.whole.dense()
+        """Return the core times all factors; shape `self.shape`, in the activation's dtype."""
+        return self.whole.dense().to(self.dtype)
 
     def partial(self, keep: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """Return the core times the factors outside `keep`, and the factors in `keep`."""

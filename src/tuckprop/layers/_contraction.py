@@ -40,16 +40,17 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
     """
     operands = Operands(*packed.partial(range(grad.dim())))
     if not operands.factors:
-        return dense_route(operands.core, grad, weight, geometry)
+        return dense_route(operands.core.to(grad.dtype), grad, weight, geometry)
     factors = tuple((axis, *factor.shape) for axis, factor in operands.factors.items())
     fast = _three_taps.serves_weight(grad, packed.shape, weight, geometry)
     slowdown = _three_taps.WEIGHT_SLOWDOWN if fast else None
     route = cheapest_route(operands.core.shape, factors, grad.shape, weight.shape, geometry, slowdown)
     if route is Route.FACTORED:
-        return factored_route(operands, grad, weight, geometry)
+        return factored_route(operands, grad, weight, geometry).to(weight.dtype)
     if route is Route.DENSE:
         return dense_route(packed.dense(), grad, weight, geometry)
-    return reduced_route(Operands(*packed.partial(reducible(geometry))), grad, weight, geometry)
+    operands = Operands(*packed.partial(reducible(geometry)))
+    return reduced_route(operands, grad, weight, geometry).to(weight.dtype)
 
 
 def dense_route(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -72,14 +73,15 @@ def reduced_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: Ge
     core, factors = operands
     if BATCH in factors:
         grad = _product(grad, factors[BATCH], BATCH)
+    grad = grad.to(core.dtype)
     if CHANNEL not in factors:
-        return dense_route(core, grad, weight, geometry)
+        return dense_route(core, grad, weight.to(core.dtype), geometry)
     factor = factors[CHANNEL]
     channel_axis = 0 if geometry.transposed else 1
     shape = list(weight.shape)
     shape[channel_axis] = factor.shape[1]
     # Only its shape and memory format are read.
-    narrow = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=memory_format(weight))
+    narrow = torch.empty(shape, dtype=core.dtype, device=weight.device, memory_format=memory_format(weight))
     gradient = dense_route(core, grad, narrow, geometry)
     if geometry.transposed:
         return mode_product(gradient, factor.T, channel_axis)
@@ -111,7 +113,7 @@ def factored_route(operands: Operands, grad: Tensor, weight: Tensor, geometry: G
         for axis, size in enumerate(out_sizes)
         if SPATIAL + axis in factors
     }
-    summed = _sum_positions(grad, windows)
+    summed = _sum_positions(grad, windows).to(core.dtype)
     # summed: [b, o, (k r).., ] with (1, m) in place of (k, r) on an axis left whole.
     taps = [windows[a].shape[1] if a in windows else 1 for a in range(len(out_sizes))]
     ranks = [windows[a].shape[2] if a in windows else size for a, size in enumerate(out_sizes)]

@@ -44,7 +44,7 @@ class FactoredMatmul(torch.autograd.Function):
         grad_weight = None
         if needs_weight:
             kind, meta = ctx.packed
-            grad_weight = weight_gradient(kind.rebuild(kept, meta), grad)
+            grad_weight = weight_gradient(kind.rebuild(kept, meta), grad).to(weight.dtype)
         grad_bias = grad.sum_to_size(grad.shape[-1:]) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None
 
@@ -57,7 +57,7 @@ def weight_gradient(packed: Packed, grad: Tensor) -> Tensor:
         grad: Gradient of the output, [l.., o].
 
     Returns:
-        PyTorch's gradient at `packed.dense()`, up to rounding.
+        PyTorch's gradient at `packed.dense()`, up to rounding, in the dtype that `packed` is multiplied in.
     """
     features = grad.dim() - 1
     core, factors = packed.partial(range(grad.dim()))
@@ -70,9 +70,9 @@ def weight_gradient(packed: Packed, grad: Tensor) -> Tensor:
         grad = mode_product(grad, factors[axis], axis)
     rows, inner = grad.reshape(-1, grad.shape[-1]), core.reshape(-1, core.shape[-1])
     if features not in factors:
-        return rows.T @ inner
-    few = native.serves(rows) and (inner.shape[1] <= _FEW_COLUMNS or len(inner) <= DEEP)
-    products = products_of_columns(rows, inner) if few else rows.T @ inner
+        return rows.to(inner.dtype).T @ inner
+    few = native.reads(rows) and inner.dtype == torch.float32 and (inner.shape[1] <= _FEW_COLUMNS or len(inner) <= DEEP)
+    products = products_of_columns(rows, inner) if few else rows.to(inner.dtype).T @ inner
     return products @ factors[features].T
 
 

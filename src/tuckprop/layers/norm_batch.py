@@ -325,7 +325,7 @@ def _rebuilt_backward(
     packed: Packed, grad: Tensor, owned: bool, scale: Tensor, training: bool, mask: list[bool]
 ) -> Gradients:
     """Return the gradients from A' as an input of mean 0 and deviation 1."""
-    x = rebuild(packed, memory_order(grad))
+    x = rebuild(packed, memory_order(grad)).to(grad.dtype)
     mean, invstd = torch.zeros_like(scale), torch.ones_like(scale)
     if training and _served(grad, x, scale):
         return _native_backward(grad, owned, x, scale, mean, invstd, mask)

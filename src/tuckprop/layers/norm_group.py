@@ -122,7 +122,7 @@ def packed_backward(
     form = one_factor(packed, grad, (0, 1))
     if form is not None:
         return _gradients_from_sums(form, grad, owned, weight, invstd.to(work_dtype(invstd)), mask)
-    x = rebuild(packed, memory_order(grad))
+    x = rebuild(packed, memory_order(grad)).to(grad.dtype)
     # A' as an input of mean 0 and deviation 1; the true deviation is multiplied in afterwards.
     mean, ones = torch.zeros_like(invstd), torch.ones_like(invstd)
     gradients = native_backward(grad, x, weight, mean, ones, groups, mask)
