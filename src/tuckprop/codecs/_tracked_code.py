@@ -17,7 +17,7 @@ from tuckprop.codecs._recent import Key, Recent
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.linalg.basis import check_energy
 from tuckprop.linalg.bits import CODE_BITS, packed_bytes
-from tuckprop.linalg.fitted_code import FittedCode, energy_of, fit
+from tuckprop.linalg.fitted_code import FittedCode, energy_of_dense, fit
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.layout import is_dense
 from tuckprop.linalg.piecewise import Levels
@@ -85,7 +85,7 @@ class CodeTracker:
         if known.age >= self.horizon and not stays:
             del self.in_use[key]
             return None
-        energy = x.energy.read() if isinstance(x, Standardised) else energy_of(x)
+        energy = x.energy.read() if isinstance(x, Standardised) else energy_of_dense(x)
         check_energy(energy, like)
         if not energy > 0:
             zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)
@@ -120,7 +120,7 @@ class CodeTracker:
                 break
             if dense is None:
                 dense = x.dense() if isinstance(x, Standardised) else x
-                energy = energy_of(dense)
+                energy = energy_of_dense(dense)
             if not energy > 0:
                 break
             code = fit(dense, energy, bits)

@@ -82,7 +82,7 @@ def _parts(x: Tensor) -> Iterator[Tensor]:
         yield values[part].float()
 
 
-def energy_of(x: Tensor) -> float:
+def energy_of_dense(x: Tensor) -> float:
     """Return the sum of squares of a tensor that is dense in memory, summed in single precision at least."""
     return sum(float(sum_of_squares(part)) for part in _parts(x))
 
@@ -111,4 +111,4 @@ def fit(x: Tensor, energy: float, bits: int) -> FittedCode:
     return FittedCode.of(bits, best_levels(Cells(reach, *moments), 1 << bits))
 
 
-__all__ = ["FittedCode", "energy_of", "fit"]
+__all__ = ["FittedCode", "energy_of_dense", "fit"]
