@@ -14,6 +14,7 @@ from tuckprop.codecs._base import Packed
 from tuckprop.codecs._coded import CodedPacked
 from tuckprop.codecs._half import HalfPacked
 from tuckprop.codecs._recent import Key, Recent
+from tuckprop.codecs._source import Source, tensor_of
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.linalg.basis import check_energy
 from tuckprop.linalg.bits import CODE_BITS, packed_bytes
@@ -69,7 +70,7 @@ class CodeTracker:
     horizon: int
     in_use: dict[Key, CodeInUse] = field(default_factory=Recent)
 
-    def encode(self, x: Tensor | Standardised, stays: bool = False) -> tuple[Packed, bool] | None:
+    def encode(self, x: Source, stays: bool = False) -> tuple[Packed, bool] | None:
         """Return the codes of `x`, and whether levels were fitted anew; None where no code is in use, or serves.
 
         A code that does not serve any more is forgotten, unless it `stays`, whatever it loses.
@@ -77,7 +78,7 @@ class CodeTracker:
         Raises:
             NotFactorableError: `x` is not finite; the code in use stays.
         """
-        like = x.x if isinstance(x, Standardised) else x
+        like = tensor_of(x)
         key = tuple(x.shape[1:])
         known = self.in_use.get(key)
         if known is None or not _codable(like):
@@ -105,12 +106,12 @@ class CodeTracker:
             self.in_use[key] = replace(known, age=known.age + 1)
         return _coded(like, codes, levels, known), fitted
 
-    def instead_of(self, form: TuckerPacked | HalfPacked, x: Tensor | Standardised) -> Packed:
+    def instead_of(self, form: TuckerPacked | HalfPacked, x: Source) -> Packed:
         """Return `form`, or codes of `x` where those take far fewer bytes and lose no more than `1 - epsilon`.
 
         In the latter case later activations are coded too, until the horizon.
         """
-        like = x.x if isinstance(x, Standardised) else x
+        like = tensor_of(x)
         if like.numel() < _LEAST_CODED or not _codable(like):
             return form
         most = min(form.nbytes * (1.0 if isinstance(x, Standardised) else _FACTORS_SERVE), like.nbytes)
