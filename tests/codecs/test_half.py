@@ -21,6 +21,7 @@ from tuckprop.codecs import DensePacked
 from tuckprop.codecs._half import HalfPacked
 from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.layers import observe
+from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.memory import census
 
 SHAPE = (6, 70, 6, 6)  # Too few elements for codes.
@@ -131,6 +132,20 @@ def test_bfloat16_is_packed_as_the_same_in_single_precision() -> None:
             for mine, its in zip(found.tensors(), single.tensors(), strict=True):
                 assert_close(mine.float(), its.float(), rtol=0.01, atol=1e-3 * float(its.float().abs().max()))
     assert one.refreshes == other.refreshes
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-18])
+def test_what_cannot_be_squared_in_single_precision_has_no_form_in_bfloat16(value: float) -> None:
+    tracker = Subspace(0.9).tracker()
+    x = example().bfloat16()
+    known = tracker.compress(x)
+    broken = x * value if value < 1 else x.index_fill(1, torch.tensor([2]), value)
+    for tensor in (broken, broken.float()):
+        with pytest.raises(NotFactorableError):
+            tracker.compress(tensor)
+        with pytest.raises(NotFactorableError):
+            Subspace(0.9).compress(tensor)
+    assert torch.equal(tracker.compress(x).dense(), known.dense())
 
 
 class _Largest(TorchDispatchMode):

@@ -64,10 +64,10 @@ def check_energy(energy: float, x: Tensor) -> None:
     Raises:
         NotFactorableError: `x` has a NaN or an Inf, is too large to square, or is too small to square without being 0.
     """
-    # It may have been summed in double precision; what follows squares in single.
-    if not energy <= torch.finfo(torch.promote_types(x.dtype, torch.float32)).max:
+    # It may have been summed in double precision; what follows squares in single, also of half precision.
+    limits = torch.finfo(torch.promote_types(x.dtype, torch.float32))
+    if not energy <= limits.max:
         raise NotFactorableError("its energy is not finite")
-    limits = torch.finfo(x.dtype)
     if energy < limits.tiny / limits.eps and bool(x.any()):
         raise NotFactorableError("its values are too small to square")
 
