@@ -205,6 +205,34 @@ def test_batch_norm(sizes: tuple[int, int, int], affine: bool) -> None:
 
 
 @needs_compiler
+@given(st.integers(1, 5), st.integers(1, 60), st.integers(1, 30), st.integers(16, 150), st.booleans())
+@example(samples=9, channels=7, rank=3, positions=64 * 64 + 5, own=True)
+@example(samples=3, channels=50, rank=40, positions=1024, own=True)
+def test_batch_norm_of_a_factored_input(samples: int, channels: int, rank: int, positions: int, own: bool) -> None:
+    core = normal(samples * rank * positions).view(samples, rank, -1)
+    factor = normal(channels * rank, 1).view(channels, rank) / (9 * rank**0.5)  # The input is normalised: near 1.
+    normalised = torch.einsum("bkp,ck->bcp", core.double(), factor.double())
+    # What lies around the gradient says nothing.
+    memory = torch.full((samples * channels * positions + 128,), float("nan"))
+    grad = memory[64:-64].view(samples, channels, positions).copy_(normal(normalised.numel(), 2).view_as(normalised))
+    scale, exact = normal(channels, 3), grad.double()
+    products, sums = (exact * normalised).sum((0, 2)), exact.sum((0, 2))
+    expected = exact * scale[:, None]
+    if own:
+        expected = scale[:, None] * (exact - (normalised * products[:, None] + sums[:, None]) / (samples * positions))
+    out = torch.empty_like(grad)
+    found = native.batch_norm_factored(grad, core, factor, scale, out, own)
+    assert_close(found[0].double(), products, rtol=1e-4, atol=1e-3)
+    assert_close(found[1].double(), sums, rtol=1e-4, atol=1e-3)
+    assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+    again = native.batch_norm_factored(grad, core, factor, scale, None, own)
+    assert torch.equal(again[0], found[0])
+    native.batch_norm_factored(grad, core, factor, scale, grad, own)
+    assert torch.equal(grad, out)
+    assert int(memory.isnan().sum()) == 128
+
+
+@needs_compiler
 @given(samples=st.integers(1, 70), size=st.integers(1, 70), blocks=st.sampled_from([0, 1, 2, 5, 64, 70]))
 def test_gram(samples: int, size: int, blocks: int) -> None:
     positions = 16 * blocks or 1

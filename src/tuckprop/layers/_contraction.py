@@ -5,7 +5,6 @@ For a transposed convolution the output gradient is the tensor with windows and 
 """
 
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +12,11 @@ from torch import Tensor
 from tuckprop.codecs import Packed
 from tuckprop.layers import _depthwise, _depthwise_gpu, _one_tap, _three_taps
 from tuckprop.layers._geometry import Geometry
+from tuckprop.layers._operands import Operands
 from tuckprop.layers._plain_convolution import plain_gradients
 from tuckprop.layers._route import BATCH, CHANNEL, SPATIAL, Route, cheapest_route, reducible
 from tuckprop.linalg.layout import inverse, memory_format, memory_order
 from tuckprop.linalg.modes import MOVE, mode_product
-
-
-class Operands(NamedTuple):
-    """A packed input split as the routes need it: `x = core x_a factors[a]`."""
-
-    core: Tensor
-    factors: dict[int, Tensor]
 
 
 def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -38,7 +31,7 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
     Returns:
         Shape of `weight`; equal, up to rounding, to PyTorch's gradient at `packed.dense()`.
     """
-    operands = Operands(*packed.partial(range(grad.dim())))
+    operands = Operands.of(packed)
     if not operands.factors:
         return dense_route(operands.core.to(grad.dtype), grad, weight, geometry)
     factors = tuple((axis, *factor.shape) for axis, factor in operands.factors.items())

@@ -17,10 +17,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tuckprop import native
-from tuckprop.codecs import Packed
+from tuckprop.layers._operands import Operands
 from tuckprop.linalg.layout import inverse, is_dense, memory_order
-from tuckprop.linalg.modes import NARROW, add_expanded, expand, mode_product
+from tuckprop.linalg.modes import add_expanded, mode_product
 
 # A core that is larger than this share of the tensor is not worth a route of its own.
 _LARGEST_CORE = 0.5
@@ -47,18 +46,17 @@ class OneFactor(Protocol):
         """
 
 
-def one_factor(packed: Packed, grad: Tensor, statistics: tuple[int, ...]) -> OneFactor | None:
-    """Return `packed` as a core and one factor, or None where none is worth it.
+def one_factor(operands: Operands, grad: Tensor, statistics: tuple[int, ...]) -> OneFactor | None:
+    """Return A' as a core and one factor, or None where none is worth it.
 
     Args:
-        packed: A'.
+        operands: A'.
         grad: G, dense in memory, of the shape of A'.
         statistics: Axes that are not summed over, ascending.
     """
     if grad.dtype.itemsize < 4:
         return None  # Sums would be rounded to half precision.
-    core, factors = packed.partial(range(grad.dim()))
-    order = memory_order(grad)
+    factors, order = operands.factors, memory_order(grad)
     growth = {
         axis: (factor.shape[1] + 1) / factor.shape[0]
         for axis, factor in factors.items()
@@ -68,10 +66,8 @@ def one_factor(packed: Packed, grad: Tensor, statistics: tuple[int, ...]) -> One
         return None
     # Of two axes alike, products are faster along the one that lies closer in memory.
     axis = min(growth, key=lambda a: (growth[a], -order.index(a)))
-    core, _ = packed.partial((axis,))
-    core = core.permute(order).contiguous()
     kind = StatisticsFactor if axis in statistics else SummedFactor
-    return kind(core, factors[axis], order.index(axis), order, statistics)
+    return kind(operands.multiplied(order, but=axis), factors[axis], order.index(axis), order, statistics)
 
 
 def _serves(order: tuple[int, ...], axis: int, statistics: tuple[int, ...], shape: Sequence[int], rank: int) -> bool:
@@ -79,26 +75,6 @@ def _serves(order: tuple[int, ...], axis: int, statistics: tuple[int, ...], shap
     others = tuple(a for a in statistics if a != axis)
     after = prod(shape[a] for a in order[order.index(axis) + 1 :])
     return order[: len(others)] == others and (after == 1 or rank < after)
-
-
-def rebuild(packed: Packed, order: Sequence[int], but: int | None = None) -> Tensor:
-    """Return the activation, with its axes in this order of memory: a kernel that reads it beside a gradient asks so.
-
-    Args:
-        packed: A', any shape.
-        order: Axes from the slowest in memory to the fastest.
-        but: An axis whose factor is not multiplied out, or None.
-
-    Returns:
-        A', of the shape of A', but for the rank in place of the size of that axis.
-    """
-    core, factors = packed.partial(range(len(order)))
-    core = core.permute(*order).contiguous()
-    # The smallest growth first keeps the products in between small.
-    for axis in sorted(factors, key=lambda a: factors[a].shape[0] / factors[a].shape[1]):
-        if axis != but:
-            core = expand(core, factors[axis], order.index(axis))
-    return core.permute(inverse(tuple(order)))
 
 
 class SummedFactor(NamedTuple):
@@ -167,9 +143,7 @@ class StatisticsFactor:
         """Return `sum G A'` and `sum G`."""
         samples, before, after = self._sizes
         stack = self._stack(grad.permute(self.order))
-        if self._served(stack):
-            products = native.cross(stack, self._core)[None]
-        elif after == 1:
+        if after == 1:
             products = stack.transpose(1, 2) @ self._core
         else:
             products = (stack @ self._core.transpose(1, 2)).unflatten(0, (samples, before)).sum(1)
@@ -182,12 +156,6 @@ class StatisticsFactor:
         size = len(self.factor)
         share, shift = share.to(self.factor).view(samples, size, 1), shift.to(self.factor).view(samples, size, 1)
         factor = torch.cat([share * self.factor, shift], 2)
-        if self._served(grad):
-            result = grad if owned else grad.clone()
-            times = scale.to(grad).reshape(-1).contiguous()
-            sizes = (samples * before, self._core.shape[1], after)
-            native.product(self._core, sizes, factor[0].T.contiguous(), result, times)
-            return result
         result = _scaled(grad.permute(self.order), _spread(scale.to(grad), self.statistics, self.order), owned)
         if after == 1:
             self._stack(result).baddbmm_(self._core, factor.transpose(1, 2))
@@ -195,13 +163,6 @@ class StatisticsFactor:
             # Without a copy where there is one sample, or nothing before.
             self._stack(result).baddbmm_(factor.unsqueeze(1).expand(-1, before, -1, -1).flatten(0, 1), self._core)
         return result.permute(inverse(self.order))
-
-    def _served(self, grad: Tensor) -> bool:
-        """Say whether the compiled kernels take it: one axis of statistics, and positions that fill vectors."""
-        samples, _, after = self._sizes
-        fills = after > 1 and (after % native.LANES == 0 or after >= native.LONG)
-        narrow = samples == 1 and fills and self._core.shape[1] <= NARROW
-        return narrow and self._core.dtype == torch.float32 and native.serves(grad)
 
     def _stack(self, x: Tensor) -> Tensor:
         """Return [samples, before, n] where nothing comes after the axis, else [samples before, n, after]."""

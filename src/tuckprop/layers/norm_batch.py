@@ -32,9 +32,10 @@ from tuckprop.layers._normalised import (
     work_dtype,
 )
 from tuckprop.layers._once import first_derivative_only
-from tuckprop.layers._one_factor import dense_gradient, one_factor, rebuild
+from tuckprop.layers._one_factor import dense_gradient, one_factor
+from tuckprop.layers._operands import Operands
 from tuckprop.layers._twin import Site, Twin, twin_of
-from tuckprop.linalg.layout import is_dense, memory_order
+from tuckprop.linalg.layout import inverse, is_dense, memory_order
 
 _aten = torch.ops.aten
 
@@ -260,12 +261,15 @@ def packed_backward(
     """
     owned = owned or not is_dense(grad)
     grad, invstd = dense_gradient(grad), invstd.to(work_dtype(invstd))
+    operands = Operands.of(packed)
     if training and _gpu_served(grad):
-        return _gpu_backward(grad, owned, _normalised_form(packed, grad, invstd), weight, invstd, mask)
+        return _gpu_backward(grad, owned, _normalised_form(operands, grad, invstd), weight, invstd, mask)
     scale = invstd if weight is None else weight * invstd
-    form = one_factor(packed, grad, (1,))
+    if 1 in operands.factors and _served(grad, scale) and operands.core.dtype == grad.dtype:
+        return _factored_backward(operands, grad, owned, scale, training, mask)
+    form = one_factor(operands, grad, (1,))
     if form is None:
-        return _rebuilt_backward(packed, grad, owned, scale, training, mask)
+        return _rebuilt_backward(operands, grad, owned, scale, training, mask)
     sums, grad_sum = form.sums(grad)
     grad_x = None
     if mask[0] and training:
@@ -286,21 +290,30 @@ def _native_backward(
     return [out, grad_weight if mask[1] else None, grad_bias if mask[2] else None]
 
 
+def _factored_backward(
+    operands: Operands, grad: Tensor, owned: bool, scale: Tensor, training: bool, mask: list[bool]
+) -> Gradients:
+    """Run the compiled kernel for A' with a factor of the channels; `scale` is w r."""
+    core, factor = operands.multiplied(memory_order(grad), but=1), operands.factors[1].contiguous()
+    out = room_for(grad, owned, mask[0])
+    products, sums = native.batch_norm_factored(grad, core, factor, scale, out, training)
+    return [out, products if mask[1] else None, sums if mask[2] else None]
+
+
 def _gpu_served(grad: Tensor) -> bool:
     """Say whether the kernels for a GPU take it: channels first or last, without gaps."""
     last = grad.dim() == 4 and grad.is_contiguous(memory_format=torch.channels_last)
     return (grad.is_contiguous() or last) and gpu.serves(grad)
 
 
-def _normalised_form(packed: Packed, grad: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+def _normalised_form(operands: Operands, grad: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Return A' as the kernels for a GPU take it: with its factor of the channels, if that is worth it, or formed."""
     from tuckprop.gpu.batch_norm import MOST_RANKS
 
-    _, factors = packed.partial(range(grad.dim()))
-    factor = factors.get(1)
+    factor, order = operands.factors.get(1), memory_order(grad)
     if factor is not None and factor.shape[1] <= min(MOST_RANKS, len(factor) // 2):
-        return rebuild(packed, memory_order(grad), but=1), factor.contiguous(), invstd, invstd
-    return rebuild(packed, memory_order(grad)), None, torch.zeros_like(invstd), torch.ones_like(invstd)
+        return operands.multiplied(order, but=1).permute(inverse(order)), factor.contiguous(), invstd, invstd
+    return operands.dense(order), None, torch.zeros_like(invstd), torch.ones_like(invstd)
 
 
 def _gpu_backward(
@@ -322,10 +335,10 @@ def _gpu_backward(
 
 
 def _rebuilt_backward(
-    packed: Packed, grad: Tensor, owned: bool, scale: Tensor, training: bool, mask: list[bool]
+    operands: Operands, grad: Tensor, owned: bool, scale: Tensor, training: bool, mask: list[bool]
 ) -> Gradients:
     """Return the gradients from A' as an input of mean 0 and deviation 1."""
-    x = rebuild(packed, memory_order(grad)).to(grad.dtype)
+    x = operands.dense(memory_order(grad)).to(grad.dtype)
     mean, invstd = torch.zeros_like(scale), torch.ones_like(scale)
     if training and _served(grad, x, scale):
         return _native_backward(grad, owned, x, scale, mean, invstd, mask)

@@ -18,7 +18,8 @@ from tuckprop.codecs import Packed
 from tuckprop.layers._intercept import InterceptingTwin
 from tuckprop.layers._normalised import Gradients, keep, kept, pack_normalised, saves, work_dtype
 from tuckprop.layers._once import first_derivative_only
-from tuckprop.layers._one_factor import OneFactor, dense_gradient, one_factor, rebuild
+from tuckprop.layers._one_factor import OneFactor, dense_gradient, one_factor
+from tuckprop.layers._operands import Operands
 from tuckprop.layers._twin import Site, Twin, twin_of
 from tuckprop.linalg.layout import is_dense, memory_order
 
@@ -119,10 +120,11 @@ def packed_backward(
     """
     owned = owned or not is_dense(grad)
     grad = dense_gradient(grad)
-    form = one_factor(packed, grad, (0, 1))
+    operands = Operands.of(packed)
+    form = one_factor(operands, grad, (0, 1))
     if form is not None:
         return _gradients_from_sums(form, grad, owned, weight, invstd.to(work_dtype(invstd)), mask)
-    x = rebuild(packed, memory_order(grad)).to(grad.dtype)
+    x = operands.dense(memory_order(grad)).to(grad.dtype)
     # A' as an input of mean 0 and deviation 1; the true deviation is multiplied in afterwards.
     mean, ones = torch.zeros_like(invstd), torch.ones_like(invstd)
     gradients = native_backward(grad, x, weight, mean, ones, groups, mask)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tuckprop.layers._intercept import InterceptingTwin
 from tuckprop.layers._normalised import keep, kept, pack_normalised, saves, work_dtype
 from tuckprop.layers._once import first_derivative_only
-from tuckprop.layers._one_factor import rebuild
 from tuckprop.layers._twin import Site, Twin, twin_of
 
 
@@ -52,7 +51,7 @@ class FactoredRMSNorm(torch.autograd.Function):
         packed = kept(ctx, tensors)
         # As PyTorch does, in single precision at least.
         grad = grad.to(invrms.dtype)
-        normalised = (tensors[0] * invrms) if packed is None else rebuild(packed, range(grad.dim())).to(invrms.dtype)
+        normalised = (tensors[0] * invrms) if packed is None else packed.dense().to(invrms.dtype)
         leading = list(range(ctx.axes[0]))
         # One work buffer: first for the products, then for the gradient of the input.
         work = grad * normalised

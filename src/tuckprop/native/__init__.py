@@ -199,6 +199,30 @@ def batch_norm_backward(
     return grad_weight, grad_bias
 
 
+def batch_norm_factored(
+    grad: Tensor, core: Tensor, factor: Tensor, scale: Tensor, out: Tensor | None, own: bool
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of the input of a batch norm whose normalised input has a factor of its channels into `out`.
+
+    Args:
+        grad: G, gradient of the output, float32 [b, c, s..], contiguous; at least 16 positions.
+        core: float32 [b, k, s..], contiguous.
+        factor: U, float32 [c, k], contiguous: the normalised input is U times the core.
+        scale: What stands before G in the gradient, float32 [c], contiguous.
+        out: Like `grad`; may be `grad`; None where it is not wanted.
+        own: Whether the statistics are those of the batch.
+
+    Returns:
+        The sums of G times the normalised input, and of G, each [c].
+    """
+    products, sums = torch.empty_like(scale), torch.empty_like(scale)
+    tensors = (grad, core, factor, scale, out, products, sums)
+    samples, channels, positions = _planes(grad)
+    pointers = [None if t is None else t.data_ptr() for t in tensors]
+    kernel("batch_norm_factored")(*pointers, own, samples, channels, factor.shape[1], positions)
+    return products, sums
+
+
 def gram(stack: Tensor) -> Tensor | None:
     """Return the sum of `X X^T` over the matrices X of a stack, or None where these are too small to be worth it.
 
@@ -324,6 +348,7 @@ __all__ = [
     "available",
     "batch_norm",
     "batch_norm_backward",
+    "batch_norm_factored",
     "clamp",
     "cross",
     "decode",

@@ -23,6 +23,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "max_unpool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
     "batch_norm": (*[c_void_p] * 7, *[c_int64] * 3, c_double),
     "batch_norm_backward": (*[c_void_p] * 8, *[c_int64] * 3),
+    "batch_norm_factored": (*[c_void_p] * 7, c_int, *[c_int64] * 4),
     "gram_rows": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
     "gram_columns": (c_void_p, c_void_p, c_int64, c_int64),
     "gram_panels": (c_void_p, c_void_p, c_int64, c_int64, c_int64),

@@ -1,0 +1,45 @@
+"""A packed tensor as the gradients' products take it: a core, and factors of some axes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tuckprop.codecs import Packed
+from tuckprop.linalg.layout import inverse
+from tuckprop.linalg.modes import expand
+
+
+class Operands(NamedTuple):
+    """A packed tensor `core x_a factors[a]`.
+
+    Attributes:
+        core: A tensor with the rank of a factor in place of the size on that factor's axis.
+        factors: By axis, each [size, rank].
+    """
+
+    core: Tensor
+    factors: dict[int, Tensor]
+
+    @classmethod
+    def of(cls, packed: Packed) -> "Operands":
+        """Return core and factors; where there are none, the tensor is formed, once."""
+        return cls(*packed.partial(range(len(packed.shape))))
+
+    def multiplied(self, order: Sequence[int], but: int | None = None) -> Tensor:
+        """Return the tensor, contiguous with its axes in this order: a kernel reads it beside a gradient.
+
+        Args:
+            order: Axes from the slowest in memory to the fastest.
+            but: An axis whose factor is not multiplied out, which has its rank there, or None.
+        """
+        core = self.core.permute(*order).contiguous()
+        # The smallest growth first keeps the products in between small.
+        for axis in sorted(self.factors, key=lambda a: self.factors[a].shape[0] / self.factors[a].shape[1]):
+            if axis != but:
+                core = expand(core, self.factors[axis], order.index(axis))
+        return core
+
+    def dense(self, order: Sequence[int]) -> Tensor:
+        """Return the tensor, of its own shape, with its axes in this order of memory."""
+        return self.multiplied(order).permute(inverse(tuple(order)))
