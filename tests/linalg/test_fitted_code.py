@@ -94,3 +94,55 @@ def test_the_parts_of_a_standardised_tensor_are_the_whole(shape: list[int], layo
     assert all(p.numel() % 8 == 0 for p in parts[:-1])
     expected = source.dense()
     assert torch.equal(torch.cat(parts), expected.as_strided((x.numel(),), (1,)))
+
+
+def _standardised(shape: tuple[int, ...], sizes: tuple[int, ...], dtype: torch.dtype) -> Standardised:
+    generator = torch.Generator().manual_seed(len(shape) + sum(sizes))
+    x = (3 * torch.randn(shape, generator=generator)).to(dtype)
+    shift, scale = torch.randn(sizes, generator=generator), torch.rand(sizes, generator=generator) + 0.5
+    return Standardised(x, shift, scale, Energy(x.sum()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((3, 5, 7, 7), (1, 5, 1, 1)),
+        ((2, 40, 33), (1, 40, 1)),
+        ((9, 4, 13), (9, 4, 1)),
+        ((6, 2, 1, 50), (6, 1, 1, 1)),
+        ((4, 300), (1, 1)),
+        ((40, 600), (40, 1)),
+        ((7, 20), (1, 20)),
+        ((3, 4, 5, 16), (3, 1, 5, 1)),
+    ],
+)
+def test_a_standardised_tensor_is_coded_as_what_it_stands_for(
+    shape: tuple[int, ...], sizes: tuple[int, ...], bits: int, dtype: torch.dtype
+) -> None:
+    source = _standardised(shape, sizes, dtype)
+    dense = source.dense()
+    energy = float(dense.double().square().sum())
+    code = fit(dense, energy, bits)
+    found, expected = code.encode(source, energy), code.encode(dense, energy)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert found[2] == pytest.approx(expected[2], rel=1e-5)
+    levels = torch.empty(dense.numel())
+    decode_into(found[0], found[1], bits, levels)
+    lost = float((levels - dense.view(-1)).double().square().sum())
+    assert found[2] == pytest.approx(lost / energy, rel=1e-4)
+
+
+def test_rows_of_one_shift_and_scale_are_found_in_memory() -> None:
+    rows = _standardised((3, 5, 7, 7), (1, 5, 1, 1), torch.float32).rows()
+    assert rows is not None
+    assert rows.positions == 49
+    assert len(rows.shift) == len(rows.scale) == 5
+    # They would be short, or shift and scale come again in no such order.
+    assert _standardised((7, 20), (1, 20), torch.float32).rows() is None
+    assert _standardised((3, 4, 5, 16), (3, 1, 5, 1), torch.float32).rows() is None
+    source = _standardised((3, 5, 7, 7), (1, 5, 1, 1), torch.float32)
+    last = Standardised(source.x.to(memory_format=torch.channels_last), source.shift, source.scale, source.energy)
+    assert last.rows() is None

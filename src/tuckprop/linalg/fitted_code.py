@@ -14,6 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from tuckprop import native
 from tuckprop.linalg.bits import packed_bytes, slabs
 from tuckprop.linalg.energy import sum_of_squares
 from tuckprop.linalg.layout import flat
@@ -63,6 +64,10 @@ class FittedCode:
         count = x.shape.numel()
         scaled = self.code.scaled((energy / count) ** 0.5)
         packed = torch.empty(packed_bytes(count, self.bits), dtype=torch.uint8, device="cpu")
+        rows = x.rows() if isinstance(x, Standardised) else None
+        like = x.x if isinstance(x, Standardised) else x
+        if native.reads(like) and (rows is not None or like is x):
+            return packed, scaled.rounded, scaled.encode_measured(like, packed, rows) / energy
         start, lost = 0, 0.0
         # Parts begin at a whole byte.
         for part in x.parts(8) if isinstance(x, Standardised) else _parts(x):

@@ -126,15 +126,16 @@ class LevelCode:
         """The code of each cell, where the levels are: kept, as a copy to a GPU in every step would stall it."""
         return self.codes.to(self.levels.device)
 
-    def encode_measured(self, x: Tensor, out: Tensor) -> float:
+    def encode_measured(self, x: Tensor, out: Tensor, rows: native.Rows | None = None) -> float:
         """Write the packed codes of `x` into `out`, and return the sum of squares of `x` minus its levels.
 
         Args:
-            x: Floating [n], contiguous, finite.
+            x: Floating [n], contiguous, finite; with `rows`, what `native.reads`, dense in memory.
             out: uint8 [ceil(n * bits / 8)].
+            rows: What is done to `x` first, where there are kernels for it, or None for nothing.
         """
-        if native.serves(x):
-            return native.encode(x, out, self.codes, self.bits, self.reach, MIDDLE, self.rounded)
+        if native.reads(x):
+            return native.encode(x, out, self.codes, self.bits, self.reach, MIDDLE, self.rounded, rows)
         self._look_up(x, out)
         parts = self.decode(out, x.numel(), x.dtype)
         return sum(float((x[part] - levels).double().square().sum()) for part, levels in parts)

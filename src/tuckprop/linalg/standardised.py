@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 
 import torch
 from torch import Size, Tensor
@@ -10,9 +10,13 @@ from torch import Size, Tensor
 from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.layout import memory_order, moves_nothing
 from tuckprop.linalg.modes import mode_product
+from tuckprop.native import Rows
 
 # Elements that are formed at a time: they stay in a processor's cache.
 _PART = 1 << 18
+
+# Shorter rows of equal shift and scale are not worth to be taken one by one.
+_LEAST_ROW = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,23 @@ class Standardised:
     def dense(self) -> Tensor:
         """Form the tensor, in the dtype of `scale`."""
         return (self.x - self.shift).mul_(self.scale)
+
+    def rows(self) -> Rows | None:
+        """Return shift and scale of each row in memory, where `x`, which is dense, has rows with one of each."""
+        order = memory_order(self.x)
+        shift, scale = torch.broadcast_tensors(self.shift, self.scale)
+        sizes = [shift.shape[axis] for axis in order]
+        if self.scale.dtype != torch.float32 or self.scale.device.type != "cpu":
+            return None
+        last = max((place for place, size in enumerate(sizes) if size > 1), default=-1)
+        first = next((place for place, size in enumerate(sizes) if size > 1), 0)
+        if any(size < self.x.shape[axis] for axis, size in zip(order[first:last], sizes[first:last], strict=True)):
+            return None
+        positions = prod(self.x.shape[axis] for axis in order[last + 1 :])
+        if positions < _LEAST_ROW:
+            return None
+        shift, scale = (t.permute(order).reshape(-1).contiguous() for t in (shift, scale))
+        return Rows(shift, scale, positions)
 
     def parts(self, multiple: int) -> Iterator[Tensor]:
         """Yield the elements in the order of memory, flat, part after part: some rows of the slowest axis.

@@ -5,7 +5,7 @@ not serve, PyTorch's operations compute the same: nothing depends on them but ti
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,27 +79,54 @@ def gate(grad: Tensor, bits: Tensor, out: Tensor) -> None:
     kernel("gate" + _suffix(grad))(grad.data_ptr(), out.data_ptr(), bits.data_ptr(), grad.numel())
 
 
+class Rows(NamedTuple):
+    """What is done to each row of a tensor before it is encoded: `(x - shift) scale`.
+
+    Attributes:
+        shift: float32 [m], contiguous, of m rows; the first one again after the last.
+        scale: Likewise.
+        positions: Elements of a row.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    positions: int
+
+
 def encode(
-    x: Tensor, out: Tensor, codes: Tensor, bits: int, reach: float, offset: float, levels: Tensor | None = None
+    x: Tensor,
+    out: Tensor,
+    codes: Tensor,
+    bits: int,
+    reach: float,
+    offset: float,
+    levels: Tensor | None = None,
+    rows: Rows | None = None,
 ) -> float:
     """Write `codes` at the cell of each element, packed, into `out`; 256 cells cut -reach..reach, and go on beyond.
 
     Args:
-        x: float32 [n], contiguous.
+        x: float32 or bfloat16, dense in memory, in whose order its elements are taken.
         out: uint8 [ceil(n * bits / 8)]; the first of the codes in a byte in its lowest bits.
-        codes: uint8 [256], below 2 ** bits.
+        codes: uint8 [256], below 2 ** bits; with 8 bits, each cell's own number.
         bits: 1, 2, 4 or 8.
         reach: As said.
         offset: Cell of 0, with the place in it.
         levels: float32 [2 ** bits], or None.
+        rows: What is done to `x` first, or None for nothing.
 
     Returns:
-        The sum of squares of `x - levels[code]`; 0 without levels.
+        The sum of squares of what is encoded minus `levels[code]`; 0 without levels.
     """
     scale = len(codes) / (2 * reach)
     values = None if levels is None else levels.data_ptr()
+    shift, times, positions, cycle = None, None, 1, 1
+    if rows is not None:
+        shift, times, positions = rows.shift.data_ptr(), rows.scale.data_ptr(), rows.positions
+        cycle = len(rows.shift)
     lost: float = kernel("encode")(
-        x.data_ptr(), out.data_ptr(), x.numel(), codes.data_ptr(), bits, reach, scale, offset, values
+        *(x.data_ptr(), out.data_ptr(), x.numel(), codes.data_ptr(), bits, reach, scale, offset, values),
+        *(x.dtype == torch.bfloat16, shift, times, positions, cycle),
     )
     return lost
 
@@ -345,6 +372,7 @@ __all__ = [
     "LANES",
     "LONG",
     "MOST_TAPS",
+    "Rows",
     "available",
     "batch_norm",
     "batch_norm_backward",

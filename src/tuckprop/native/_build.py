@@ -19,6 +19,7 @@ _SOURCES = tuple(
     Path(__file__).with_name(f"{name}.c")
     for name in (
         "kernels",
+        "codes",
         "depthwise",
         "batch_norm",
         "gram",

@@ -16,7 +16,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "clamp_both_halves": (c_void_p, c_void_p, c_void_p, c_int64, c_float, c_float),
     "gate": (c_void_p, c_void_p, c_void_p, c_int64),
     "gate_halves": (c_void_p, c_void_p, c_void_p, c_int64),
-    "encode": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_float, c_float, c_float, c_void_p),
+    "encode": (
+        *[c_void_p, c_void_p, c_int64, c_void_p, c_int, c_float, c_float, c_float, c_void_p],
+        *[c_int, c_void_p, c_void_p, c_int64, c_int64],
+    ),
     "decode": (c_void_p, c_void_p, c_int64, c_void_p, c_int),
     "scale": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int),
     "max_pool": (c_void_p, c_void_p, c_void_p, c_int64, c_int64 * 12),
