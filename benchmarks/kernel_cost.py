@@ -56,11 +56,15 @@ def _depthwise(positions: Tensor, window: Any) -> int:
     return 2 * positions.numel() * prod(window[0])
 
 
+# They look at no element.
+_QUESTIONS = {"available", "reads", "serves"}
+
 _FLOPS: dict[str, Callable[..., int]] = {
     "gram": _gram,
     "product": _product,
     "measured_product": _product,
     "cross": _cross,
+    "batch_norm_factored": lambda grad, factor, **_: 2 * grad.numel() * factor.shape[1],
     "winograd": lambda weight, y, **_: _winograd(weight, y),
     "winograd_input": lambda weight, out, **_: _winograd(weight, out),
     "winograd_weight": lambda grad, out, **_: _winograd(out, grad),
@@ -77,7 +81,7 @@ def counted_kernels() -> Iterator[list[KernelCall]]:
     with ExitStack() as stack:
         for name in native.__all__:
             function = getattr(native, name)
-            if inspect.isfunction(function) and name != "serves":
+            if inspect.isfunction(function) and name not in _QUESTIONS:
                 stack.enter_context(patch.object(native, name, _counted(name, function, calls)))
         yield calls
 

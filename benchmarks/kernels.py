@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,11 @@ from tuckprop.layers import _depthwise, _one_tap
 from tuckprop.layers._plain_convolution import plain_gradients
 from tuckprop.layers.conv import geometry_of
 from tuckprop.layers.linear import products_of_columns
+from tuckprop.linalg.energy import Energy
+from tuckprop.linalg.fitted_code import fit
 from tuckprop.linalg.leading import leading_eigh
 from tuckprop.linalg.modes import mode_gram, mode_product
+from tuckprop.linalg.standardised import Standardised
 from tuckprop.memory import keep_freed_memory
 
 BATCH = 32
@@ -220,6 +224,46 @@ def _depthwise_cases() -> Iterator[Case]:
     )
 
 
+def norms() -> Iterator[Case]:
+    """Yield a batch norm's backward from a factored input, and the codes of a norm's input, with what they lose."""
+    for channels, side, rank in ((96, 64, 8), (144, 32, 13), (576, 8, 52)):
+        yield _of_factored_norm(channels, side, rank)
+    for channels, side, bits in ((144, 32, 2), (960, 4, 4)):
+        yield _of_codes(channels, side, bits)
+
+
+def _of_factored_norm(channels: int, side: int, rank: int) -> Case:
+    grad, core = torch.randn(BATCH, channels, side, side), torch.randn(BATCH, rank, side, side)
+    factor, scale, out = torch.randn(channels, rank), torch.rand(channels), torch.empty_like(grad)
+    zeros, ones = torch.zeros(channels), torch.ones(channels)
+
+    def library() -> object:
+        normalised = torch.matmul(factor, core.flatten(2)).view_as(grad)
+        statistics = (None, None, zeros, ones)
+        return torch.ops.aten.native_batch_norm_backward(grad, normalised, scale, *statistics, True, 0.0, [True] * 3)
+
+    return Case(
+        f"batch norm's backward, {channels} channels of {side} x {side} kept as {rank}",
+        lambda: native.batch_norm_factored(grad, core, factor, scale, out, True),
+        library,
+        2 * grad.numel() * rank,
+        2 * grad.nbytes + core.nbytes,
+    )
+
+
+def _of_codes(channels: int, side: int, bits: int) -> Case:
+    x, shift = torch.randn(BATCH, channels, side, side), torch.zeros(1, channels, 1, 1)
+    scale, energy = torch.ones(1, channels, 1, 1), float(x.double().square().sum())
+    source, code = Standardised(x, shift, scale, Energy(x.sum())), fit(x, energy, bits)
+
+    def library() -> object:
+        with patch.object(native, "available", return_value=False):
+            return code.encode(source, energy)
+
+    name = f"{bits}-bit codes of {channels} channels of {side} x {side}, standardised, and what they lose"
+    return Case(name, lambda: code.encode(source, energy), library, 0, x.nbytes + x.numel() * bits // 8)
+
+
 def milliseconds(case: Case, repeats: int) -> tuple[float, float]:
     """Return the medians of both ways, which take turns."""
     times: tuple[list[float], list[float]] = ([], [])
@@ -240,7 +284,7 @@ def main() -> None:
     keep_freed_memory()
     machine = Machine(torch.device("cpu"))
     table = Table("operation, batch 32", "PyTorch, ms", "kernel, ms", "ratio", "floor, ms", "kernel / floor")
-    for case in (*projections(), *gram_matrices(), *eigenproblems(), *convolutions()):
+    for case in (*projections(), *gram_matrices(), *eigenproblems(), *norms(), *convolutions()):
         ours, library = milliseconds(case, options.repeats)
         floor = 1e3 * max(case.flops / machine.product(torch.float32), case.bytes / machine.copy)
         row = (case.name, *(f"{n:.2f}" for n in (library, ours, ours / library, floor)), f"{ours / floor:.1f}")
