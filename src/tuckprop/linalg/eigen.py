@@ -8,14 +8,30 @@ from torch import Tensor
 
 
 def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues, ascending, and eigenvectors; again in double precision where single does not converge."""
+    """Return eigenvalues, ascending, and eigenvectors of a matrix, or of each of a stack.
+
+    A library may not converge in single precision, or answer NaN for a finite matrix with rows of zeros, as dead
+    channels have, and say nothing: then it is done again in double precision.
+
+    Raises:
+        torch.linalg.LinAlgError: It has no decomposition, as it is not finite.
+    """
     try:
-        energies, vectors = torch.linalg.eigh(gram)
+        pairs = torch.linalg.eigh(gram)
+        if _are_finite(*pairs):
+            return pairs[0], pairs[1]
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         if gram.dtype == torch.float64:
             raise
-        energies, vectors = (part.to(gram.dtype) for part in torch.linalg.eigh(gram.double()))
-    return energies, vectors
+    pairs = torch.linalg.eigh(gram.double())
+    if not _are_finite(*pairs):
+        raise torch.linalg.LinAlgError("its eigenvalues are not finite")  # type: ignore[attr-defined]
+    return pairs[0].to(gram.dtype), pairs[1].to(gram.dtype)
+
+
+def _are_finite(energies: Tensor, vectors: Tensor) -> bool:
+    """Say whether all numbers are: a sum is not, where one is not."""
+    return bool((energies.sum() + vectors.sum()).isfinite())
 
 
 def eigh_batched(grams: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
