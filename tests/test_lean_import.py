@@ -50,3 +50,13 @@ def test_the_core_works_where_torch_is_all_there_is() -> None:
         "print(tuckprop.measure(model, lambda m: m(x).sum()))\n"
         "tuckprop.revert(model)"
     )
+
+
+def test_no_module_of_unix_alone_is_needed() -> None:
+    run(
+        "import sys\n"
+        "sys.modules['resource'] = None\n"
+        "import torch, tuckprop\n"
+        "model = tuckprop.convert(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), tuckprop.Dense())\n"
+        "print(tuckprop.measure(model, lambda m: m(torch.ones(2, 4)).sum()))"
+    )

@@ -1,12 +1,13 @@
 """Peak memory: of a piece of code by the allocator, of the whole process by the operating system."""
 
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from tuckprop.errors import UnsupportedError
 
 
 def allocator_peak(run: Callable[[], object], device: torch.device) -> int:
@@ -43,10 +44,18 @@ def peak_rss() -> int:
     """Return the peak resident set of this process so far, in bytes.
 
     It never falls: compare configurations in processes of their own.
+
+    Raises:
+        UnsupportedError: The system is Windows.
     """
     if sys.platform == "linux":
         # Not getrusage, whose peak is at least what the parent had when it started this process.
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    if sys.platform == "win32":
+        raise UnsupportedError(f"peak_rss: expected Linux, macOS or another Unix, got {sys.platform}")
+    # Here, as Windows has no such module.
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
