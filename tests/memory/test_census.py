@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.networks import ConvNet
+from tuckprop import HOSVD, Subspace, convert
+from tuckprop.codecs import Codec
 from tuckprop.memory import census
 
 
@@ -145,3 +147,42 @@ def test_a_graph_that_is_dropped_without_a_backward_is_freed() -> None:
         assert counted.held_bytes > 0
         del y
         assert counted.held_bytes == 0
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.q, self.k, self.v = (nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(x)
+        result: Tensor = self.q(hidden) + self.k(hidden) + self.v(hidden)
+        return result
+
+
+def _in_graph(output: Tensor, without: Tensor) -> int:
+    """Return the bytes of the storages that the graph behind an output saves, but for parameters and one tensor."""
+    found, left, seen = {}, [output.grad_fn], set()
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+        for tensor in getattr(node, "saved_tensors", ()):
+            if not isinstance(tensor, nn.Parameter):
+                found[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+    found.pop(without.untyped_storage()._cdata, None)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("codec", [HOSVD(0.8), Subspace(0.8)], ids=repr)
+def test_a_packed_input_that_several_layers_read_is_packed_once_as_without_a_census(codec: Codec) -> None:
+    torch.manual_seed(0)
+    model, x = convert(Attention(), codec), torch.randn(4, 64, 64)
+    model(x)
+    with census(model) as counted:
+        y = model(x)
+    held = counted.held_bytes
+    assert held == _in_graph(model(x), x) > 0
+    y.sum().backward()

@@ -108,8 +108,9 @@ def census(model: nn.Module) -> Iterator[Census]:
         if known is not None and not known.expired():
             result.naive_bytes += tensor.numel() * tensor.element_size()
             result._saved.setdefault(storage._cdata, (StorageWeakRef(storage), stack[-1], storage.nbytes()))
-        # A node that keeps its own output would keep itself alive through a hook that returns it undetached.
-        return tensor.detach()
+        # A node that keeps its own output would keep itself alive through a hook that returns it undetached. What no
+        # node made is returned as it is: layers that read one tensor share its packed form for as long as that lives.
+        return tensor if tensor.grad_fn is None else tensor.detach()
 
     with ExitStack() as context:
         enter_hook = nn.modules.module.register_module_forward_pre_hook(enter)
