@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tuckprop",
         description="Train in little memory: activations are kept in factored form.",
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
     call = next(call for kind, call in _VERBS.values() if isinstance(options, kind))
     warnings.formatwarning = _one_line

@@ -32,7 +32,7 @@ class Run:
         for name, value in self.settings.items():
             option = name.replace("_", "-")
             if isinstance(value, bool):
-                # A switch is there for the other value than the default alone.
+                # The default needs no switch.
                 found += [] if value == defaults.get(name) else [f"--{option}" if value else f"--no-{option}"]
             elif isinstance(value, list):
                 found += [f"--{option}", *map(str, value)]
