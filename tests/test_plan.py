@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.cases import CODECS, RandomTucker, decaying
@@ -15,7 +16,7 @@ from tests.networks import ConvNet
 from tuckprop import HOSVD, SVD, Dense, Plan, convert, freeze, measure, plan
 from tuckprop.errors import ConfigError, TuckpropWarning
 from tuckprop.layers import Twin
-from tuckprop.plan import SitePlan, Skipped, decide
+from tuckprop.plan import Elsewhere, SitePlan, Skipped, decide
 
 BATCH = decaying((8, 3, 16, 16), seed=1, decay=0.5, dtype=torch.float32)
 # Sequential convolutions alone: the input of each but the first is held by it, and by nothing else.
@@ -292,3 +293,24 @@ def test_a_plan_serves_equal_models_again_and_again() -> None:
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert copy.deepcopy(decided) == decided
+
+
+def test_what_functions_hold_is_shown_and_counted() -> None:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.gelu(self.second(F.silu(self.first(x))))
+
+    model, x = Calls(), torch.randn(8, 3, 32, 32)
+    decided = plan(model, x, HOSVD(0.8))
+    whole = 8 * 16 * 32 * 32 * 4
+    # SiLU's and GELU's inputs; the plain second convolution keeps SiLU's output besides.
+    assert decided.elsewhere == (Elsewhere("", 2 * whole, 2 * whole),)
+    assert decided.plain_bytes == 3 * whole
+    held = measure(convert(model, decided), lambda m: m(x).sum()).held_bytes
+    assert decided.predicted_bytes == held > 2 * whole
+    assert "(the model)" in str(decided)
+    assert Plan.from_json(decided.to_json()) == decided

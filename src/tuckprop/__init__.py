@@ -5,6 +5,7 @@ from tuckprop.capture import capture, release
 from tuckprop.codecs import ASI, HOSVD, HOSVD8, SVD, DeflatedHOSVD, Dense, GradientFilter, Subspace
 from tuckprop.convert import convert, freeze, revert
 from tuckprop.forecast import plan
+from tuckprop.layers.functional import functional_savers
 from tuckprop.memory import MemoryReport, measure
 from tuckprop.plan import Plan
 from tuckprop.recompute import recompute
@@ -28,6 +29,7 @@ __all__ = [
     "convert",
     "errors",
     "freeze",
+    "functional_savers",
     "measure",
     "plan",
     "recompute",

@@ -14,7 +14,7 @@ from tuckprop.codecs import Codec, Dense
 from tuckprop.convert import carry_out, keep_frozen, settle, thaw, unconvert
 from tuckprop.errors import ConfigError, TuckpropWarning
 from tuckprop.memory.census import census, untouched
-from tuckprop.plan import CodecChoice, Plan, Select, is_compressible
+from tuckprop.plan import CodecChoice, Elsewhere, Plan, Select, is_compressible
 
 # Share of a budget to aim at and that is near enough, and how often what is held is measured to come nearer.
 _AIM, _NEAR = 0.98, 0.95
@@ -86,7 +86,7 @@ def plan(
 def _measured(
     plan: Plan, shapes: Mapping[str, tuple[int, ...]], plain: Mapping[str, int], packed: Mapping[str, int]
 ) -> Plan:
-    """Return the plan with the shape of each site's input, and its bytes unconverted and converted."""
+    """Return the plan with the shape of each site's input, and all bytes unconverted and converted."""
     sites = tuple(
         replace(
             site,
@@ -96,7 +96,10 @@ def _measured(
         )
         for site in plan.sites
     )
-    return replace(plan, sites=sites)
+    known = {site.name for site in sites}
+    others = [name for name in {**plain, **packed} if name not in known]
+    elsewhere = tuple(Elsewhere(name, plain.get(name, 0), packed.get(name, 0)) for name in others)
+    return replace(plan, sites=sites, elsewhere=elsewhere)
 
 
 def _held(model: nn.Module, example: Any, decided: Plan, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
@@ -152,7 +155,7 @@ def _within(
 
     def spend(limit: int) -> tuple[Plan, int]:
         """Return the plan in which sites may take so many bytes by their tables, and the bytes that it then holds."""
-        chosen = _with_codecs(decided, {name: option.setting for name, option in allocate(tables, limit).items()})
+        chosen = _with_codecs(decided, {name: option.codec for name, option in allocate(tables, limit).items()})
         return chosen, sum(_held_converted(model, example, chosen)[0].values())
 
     least, most = (sum(end(option.nbytes for option in options) for options in tables.values()) for end in (min, max))

@@ -57,6 +57,21 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What is held on the example by modules that are not converted, and by functions that a module calls.
+
+    Attributes:
+        name: The module's dotted name; empty for the model itself.
+        plain_bytes: Bytes held for backward before the conversion.
+        predicted_bytes: Bytes held after it.
+    """
+
+    name: str
+    plain_bytes: int
+    predicted_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `convert` will do.
 
@@ -66,6 +81,7 @@ class Plan:
         frozen: Names of modules that are frozen and kept in eval mode (the paper's "last k layers").
         budget: Bytes that the model may hold for backward, or None. Settings then follow what is held in training.
         form_bytes: Bytes of the budget that are left for what sites keep of activations, or None.
+        elsewhere: What is held beside the sites, on the example.
     """
 
     sites: tuple[SitePlan, ...]
@@ -73,16 +89,19 @@ class Plan:
     frozen: tuple[str, ...] = ()
     budget: int | None = None
     form_bytes: int | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
 
     @property
     def plain_bytes(self) -> int:
-        """Bytes that the sites hold unconverted, on the example; 0 before a run."""
-        return sum(site.plain_bytes or 0 for site in self.sites)
+        """Bytes that the model holds for backward unconverted, on the example; 0 before a run."""
+        at_sites = sum(site.plain_bytes or 0 for site in self.sites)
+        return at_sites + sum(holder.plain_bytes for holder in self.elsewhere)
 
     @property
     def predicted_bytes(self) -> int:
-        """Bytes that the sites will hold, on the example; 0 before a run."""
-        return sum(site.predicted_bytes or 0 for site in self.sites)
+        """Bytes that the model will hold for backward, on the example; 0 before a run."""
+        at_sites = sum(site.predicted_bytes or 0 for site in self.sites)
+        return at_sites + sum(holder.predicted_bytes for holder in self.elsewhere)
 
     def __str__(self) -> str:
         def kib(nbytes: int | None) -> str:
@@ -92,6 +111,8 @@ class Plan:
         for s in self.sites:
             shape = "" if s.input_shape is None else "x".join(map(str, s.input_shape))
             rows.append((s.name, s.kind, shape, repr(s.codec), kib(s.plain_bytes), kib(s.predicted_bytes)))
+        for e in self.elsewhere:
+            rows.append((e.name or "(the model)", "", "", "elsewhere", kib(e.plain_bytes), kib(e.predicted_bytes)))
         rows.append(("total", "", "", "", kib(self.plain_bytes), kib(self.predicted_bytes)))
         if self.budget is not None:
             rows.append(("budget", "", "", "", "", kib(self.budget)))
@@ -127,7 +148,8 @@ class Plan:
             for s in self.sites
         ]
         whole = {"version": 1, "sites": sites, "skipped": [asdict(s) for s in self.skipped], "frozen": self.frozen}
-        return json.dumps(whole | {"budget": self.budget, "form_bytes": self.form_bytes}, indent=1)
+        whole |= {"budget": self.budget, "form_bytes": self.form_bytes}
+        return json.dumps(whole | {"elsewhere": [asdict(holder) for holder in self.elsewhere]}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -148,7 +170,8 @@ class Plan:
                 sites.append(SitePlan(**entry | changed | {"input_shape": None if shape is None else tuple(shape)}))
             skipped = tuple(Skipped(**entry) for entry in data["skipped"])
             limits = (data.get("budget"), data.get("form_bytes"))
-            return cls(tuple(sites), skipped, tuple(data["frozen"]), *limits)
+            elsewhere = tuple(Elsewhere(**entry) for entry in data.get("elsewhere", ()))
+            return cls(tuple(sites), skipped, tuple(data["frozen"]), *limits, elsewhere)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"Plan.from_json: not a plan as to_json writes it: {error!r}") from error
 
@@ -329,6 +352,7 @@ def names_beside(model: nn.Module, kept: Collection[str]) -> tuple[str, ...]:
 
 __all__ = [
     "CodecChoice",
+    "Elsewhere",
     "Plan",
     "Select",
     "SitePlan",
