@@ -39,6 +39,12 @@ def test_no_switch_is_described_under_the_name_that_switches_it_off_alone(capsys
     assert all(before == f"--{name}, " for before, name in described)
 
 
+def test_the_help_says_that_a_length_in_steps_goes_over_one_in_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("train", capsys)
+    assert "Passes over the training images; without effect where `steps` is given." in text
+    assert "Length in steps, instead of `epochs`." in text
+
+
 def test_both_names_of_a_switch_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
     printed = []
     for switch in ("--no-pointwise", "--pointwise"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tuckprop import __version__
 from tuckprop.cli import main
 from tuckprop.codecs import codecs
 from tuckprop.report import read_record
@@ -30,7 +32,8 @@ def test_training_with_no_more_than_defaults_leaves_a_record_and_prints_a_table(
     assert (record.settings["data"], record.settings["model"], record.method) == ("digits", "digits_cnn", "plain")
     assert record.settings["learning_rate"] == 0.05
     printed = capsys.readouterr().out
-    assert "epoch 1/1" in printed
+    assert printed.startswith(f"plain -> {tmp_path}")
+    assert re.search(r"epoch 1/1 .*  paper's count [0-9.]+ [KM]iB ", printed)
     assert "digits, digits_cnn" in printed
 
 
@@ -100,6 +103,7 @@ def test_every_codec_trains_from_the_command_line(tmp_path: Path, name: str) -> 
         (["--batch-size", "65"], "batch_size"),
         (["--resolution", "0"], "resolution"),
         (["--epochs", "0"], "epochs"),
+        (["--momentum", "1.5"], "momentum: expected less than 1, got 1.5"),
         (["--device", "abacus"], "device"),
         (["--threads", "0"], "threads"),
         (["--resume"], "there is none; start without --resume"),
@@ -110,10 +114,38 @@ def test_a_wrong_argument_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], text: str
 ) -> None:
     assert train(tmp_path / "run", *options) == 2
-    error = capsys.readouterr().err
+    printed, error = capsys.readouterr()
     assert text in error
     assert error.startswith("tuckprop: ")
     assert error.count("\n") == 1
+    # Nothing is said of a run that there is not, and nothing left.
+    assert printed == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_leaves_a_folder_that_was_there_and_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert train(tmp_path / "run", "--model", "nothing") == 2
+    assert list((tmp_path / "run").iterdir()) == []
+    assert train(tmp_path / "run" / "kept") == 0
+    assert train(tmp_path / "run", "--model", "nothing") == 2
+    assert read_record(tmp_path / "run" / "kept").finished
+
+
+def test_a_run_that_is_there_is_refused_with_all_ways_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path) == 0
+    capsys.readouterr()
+    assert train(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert all(option in error for option in ("--resume", "--overwrite", "--out"))
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tuckprop {__version__}\n"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--version" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +238,9 @@ def test_table_and_plot_read_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["plot", str(tmp_path / "runs"), "--out", str(tmp_path / "p.png"), "--memory", "paper"]) == 0
     assert all((tmp_path / f"p.{suffix}").stat().st_size > 1000 for suffix in ("png", "pdf", "svg"))
     assert main(["plot", str(tmp_path / "runs"), "--memory", "imagined"]) == 2
+    assert main(["plot", str(tmp_path / "runs"), "--out", str(tmp_path / "q.xyz")]) == 2
+    assert "expected a name without suffix, or with one of .png, .pdf, .svg" in capsys.readouterr().err
+    assert not list(tmp_path.glob("q*"))
     assert main(["table", str(tmp_path / "absent")]) == 2
     assert main(["table"]) == 2
 

@@ -32,6 +32,18 @@ def test_every_layer_has_files_of_its_own(tmp_path: Path, capsys: pytest.Capture
     assert all(f"input of layer {name} " in printed for name in layers)
 
 
+def test_every_layers_files_keep_a_name_with_dots(tmp_path: Path) -> None:
+    assert main(["spectrum", *SMALL, "--every", "--out", str(tmp_path / "all.v2.png")]) == 0
+    assert {path.stem for path in tmp_path.iterdir()} == {f"all.v2-{n}" for n in ("0", "2", "5", "7", "11")}
+
+
+def test_an_unknown_suffix_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spectrum", *SMALL, "--every", "--out", str(tmp_path / "all.xyz")]) == 2
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    assert "got .xyz" in error
+
+
 def test_modes_and_threshold_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--modes", "1", "2", "--epsilon", "0.9", "--layer", "2", "--out", str(tmp_path / "f")]
     assert main(["spectrum", *SMALL, *options]) == 0

@@ -120,6 +120,21 @@ def test_every_kind_of_memory_is_drawn_to_three_files(tmp_path: Path, memory: st
     assert b"<svg" in files[2].read_bytes()
 
 
+@pytest.mark.parametrize("name", ["figure", "figure.png", "figure.PDF", "figure.svg"])
+def test_the_three_suffixes_stand_for_all_three(tmp_path: Path, name: str) -> None:
+    files = save_plot(plot(ROWS), tmp_path / name)
+    assert [file.name for file in files] == ["figure.png", "figure.pdf", "figure.svg"]
+
+
+@pytest.mark.parametrize("name", ["figure.xyz", "epsilon-0.8"])
+def test_a_suffix_that_would_be_lost_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"{name}: expected a name without suffix, or with one of \.png, \.pdf, \.svg"
+    ):
+        save_plot(plot(ROWS), tmp_path / "new" / name)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_axis_says_what_ranks_the_runs() -> None:
     assert plot(ROWS).axes[0].get_ylabel() == "validation accuracy, %"
     assert plot(summarise([segmentation()])).axes[0].get_ylabel() == "mIoU, %"

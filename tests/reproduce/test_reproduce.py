@@ -229,7 +229,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "HOSVD 0.8" in shown
     assert (tmp_path / "fig5" / "small" / "accuracy-memory.png").exists()
     assert main(["reproduce", "fig5", "--set", "epoch=1"]) == 2
-    assert "epoch=1" in capsys.readouterr().err
+    assert "an option of `tuckprop train` (epochs), got 'epoch=1'" in capsys.readouterr().err
+    assert main(["reproduce", "fig5", "--set", "foo=1"]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("epochs", "train_size", "learning_rate"))
     assert main(["reproduce"]) == 2
     assert "table1" in capsys.readouterr().err
     assert main(["reproduce", "fig5", "--only", "plain", "hosv"]) == 2

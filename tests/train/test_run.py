@@ -117,7 +117,7 @@ def test_methods_start_from_the_same_weights_and_see_the_same_images(tmp_path: P
 def test_finished_runs_are_kept_unless_asked_otherwise(tmp_path: Path) -> None:
     experiment = replace(SHORT, schedule=replace(SHORT.schedule, epochs=1))
     first = run(experiment, tmp_path)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match=r"holds a run already: pass --resume .*, --overwrite .*--out"):
         run(experiment, tmp_path)
     assert run(experiment, tmp_path, Start(resume=True)) == first
     assert run(experiment, tmp_path, Start(overwrite=True)).epochs[0].loss == first.epochs[0].loss
@@ -144,7 +144,8 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     ("change", "text"),
     [
         ({"epochs": 0}, "epochs"), ({"learning_rate": 0.0}, "learning_rate"), ({"clip": float("nan")}, "clip"),
-        ({"clip": -1.0}, "clip"), ({"momentum": -0.1}, "momentum"), ({"seed": -1}, "seed"),
+        ({"clip": -1.0}, "clip"), ({"momentum": -0.1}, "momentum"), ({"momentum": 1.0}, "momentum"),
+        ({"momentum": float("nan")}, "momentum"), ({"seed": -1}, "seed"),
         ({"steps": 0}, "steps"), ({"validate_every": 2}, "validate_every"), ({"warmup": 4, "epochs": 4}, "4 epochs"),
         ({"steps": 9, "validate_every": 0}, "validate_every"), ({"warmup": 9, "steps": 9}, "9 steps"),
         ({"warmup": -1}, "warmup"), ({"warmup_share": -0.5}, "warmup_share"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from tuckprop import __version__
 from tuckprop.cli.demo import DemoOptions, demo
 from tuckprop.cli.measure import MeasureOptions, measure
 from tuckprop.cli.plan import PlanOptions, plan
@@ -43,13 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for a mistake of the user's or unusable files, 130 after an interrupt.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--version"]:
+        print(f"tuckprop {__version__}")
+        return 0
     # The profiler, which counts allocations, otherwise writes lines of its own.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     options = tyro.extras.subcommand_cli_from_dict(
         {name: kind for name, (kind, _) in _VERBS.items()},
         prog="tuckprop",
-        description="Train in little memory: activations are kept in factored form.",
-        args=arguments,
+        description="Train in little memory: activations are kept in factored form. --version prints the version.",
+        args=given,
         config=(tyro.conf.OmitArgPrefixes,),
     )
     call = next(call for kind, call in _VERBS.values() if isinstance(options, kind))

@@ -1,4 +1,4 @@
-"""A progress bar for training: loss, accuracy, memory, time left, and a line for every epoch."""
+"""A progress bar for training: loss, accuracy, the paper's count of memory, time left, and a line for every epoch."""
 
 from types import TracebackType
 
@@ -37,7 +37,9 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        # A bar that never was would end in an empty line all the same.
+        if self._step is not None:
+            self._progress.stop()
 
     def on_step(self, step: Step) -> None:
         """Move the bar; the first step shows it."""
@@ -45,7 +47,7 @@ class TrainingProgress:
         self._step = step
         numbers = (
             f"epoch {step.epoch}/{step.epochs}  loss {step.loss:.3f}  {step.metric} {step.accuracy:.1%}"
-            f"  memory {data_size(Spread(step.paper_bytes, None))}"
+            f"  paper's count {data_size(Spread(step.paper_bytes, None))}"
         )
         done = step.epoch - 1 + step.step / step.steps
         self._progress.update(self._task, total=step.epochs, completed=done, description=numbers)
@@ -57,7 +59,7 @@ class TrainingProgress:
         validation = ", ".join(f"{name} {value:.1%}" for name, value in epoch.metrics.items())
         self._console.print(
             f"epoch {epoch.epoch}{of}  loss {epoch.loss:.3f}  {metric} {epoch.train_accuracy:.1%}"
-            f"  validation {validation}  memory {data_size(Spread(epoch.paper_bytes, None))}"
+            f"  validation {validation}  paper's count {data_size(Spread(epoch.paper_bytes, None))}"
             f"  {epoch.seconds:.1f} s",
             highlight=False,
             soft_wrap=True,

@@ -16,8 +16,8 @@ class PlotOptions:
     Attributes:
         runs: Folders of runs, folders that hold several, .jsonl files of records, folders of such files, or the id of
             what `tuckprop reproduce` has run.
-        out: File to write; its suffix is replaced by each of the three. Runs on several data sets or networks have a
-            plot for each: the second goes to OUT-2, and so on.
+        out: File to write; its suffix, one of the three or none, is replaced by each of them. Runs on several data
+            sets or networks have a plot for each: the second goes to OUT-2, and so on.
         memory: What to plot against: held (measured), paper (the paper's count) or process (peak of the process).
     """
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -130,7 +131,7 @@ def folder_of(path: Path) -> Path:
     if read(name).commands:
         raise ConfigError(f"{name} has no runs: `tuckprop reproduce {name}` draws it")
     folders = [_RUNS / name / str(scale) for scale in get_args(Scale)]
-    # One whose runs all failed is left empty.
+    # One whose runs all failed holds none.
     found = [folder for folder in folders if any(folder.rglob(RECORD))]
     if not found:
         raise ConfigError(
@@ -145,8 +146,10 @@ def _besides(options: ReproduceOptions) -> dict[str, Any]:
     for text in options.set:
         name, sign, value = text.partition("=")
         name = name.strip().replace("-", "_")
-        if not sign or name not in train_options():
-            raise ConfigError(f"--set: expected NAME=VALUE with an option of `tuckprop train`, got {text!r}")
+        names = list(train_options())
+        if not sign or name not in names:
+            near = ", ".join(get_close_matches(name, names) or names)
+            raise ConfigError(f"--set: expected NAME=VALUE with an option of `tuckprop train` ({near}), got {text!r}")
         try:
             besides[name] = json.loads(value)
         except json.JSONDecodeError:

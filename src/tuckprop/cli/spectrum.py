@@ -12,6 +12,7 @@ from tuckprop.errors import ConfigError
 from tuckprop.plan import choose_sites
 from tuckprop.report import save_plot
 from tuckprop.report.explained_variance import explained_variance_table, plot_explained_variance
+from tuckprop.report.plot import check_suffix
 from tuckprop.spectra import explained_variance
 from tuckprop.train import DataSettings, Machine, NetworkSettings, prepare
 
@@ -37,6 +38,7 @@ class SpectrumOptions:
 
 def spectrum(options: SpectrumOptions) -> int:
     """Write the plot and print a table; return the exit code."""
+    check_suffix(options.out)
     prepared = prepare(options.network, options.data, options.machine, options.seed)
     names = choose_sites(prepared.model) if options.every else [_find(prepared.model, options.layer)]
     images, _ = next(prepared.data.train.serve())
@@ -45,8 +47,9 @@ def spectrum(options: SpectrumOptions) -> int:
         title = f"{prepared.name} on {options.data.data}, input of layer {name}"
         figure = plot_explained_variance(layer, title, options.modes, options.epsilon)
         console.print(explained_variance_table(layer, title, options.modes, options.epsilon), highlight=False)
-        out = options.out.with_name(f"{options.out.stem}-{name.replace('.', '_')}") if options.every else options.out
-        for file in save_plot(figure, out):
+        out = options.out
+        own = out.with_name(f"{out.stem}-{name.replace('.', '_')}{out.suffix}")
+        for file in save_plot(figure, own if options.every else out):
             print(file)
     return 0
 

@@ -54,11 +54,14 @@ def train(options: TrainOptions) -> int:
     )
     output = options.output
     out = output.out or Path("runs") / _folder(experiment)
-    console.print(f"{experiment.method()} -> {out}", highlight=False)
     start = Start(resume=output.resume, overwrite=output.overwrite)
     progress = TrainingProgress(console)
+
+    def begun() -> None:
+        console.print(f"{experiment.method()} -> {out}", highlight=False, soft_wrap=True)
+
     with stop_on_interrupt() as stop, progress:
-        record = run(experiment, out, start, stop=stop, watch=progress)
+        record = run(experiment, out, start, begun=begun, stop=stop, watch=progress)
     if not record.finished:
         console.print(
             f"stopped after {len(record.epochs)} whole epochs; the checkpoint is in {out}. "

@@ -35,6 +35,8 @@ class Measure:
 # Points (1/72 inch): a digit's width and height, half a marker, and the gap between a number and what is beside it.
 _DIGIT, _HEIGHT, _MARKER, _GAP = 4, 5, 3, 1
 
+_SUFFIXES = (".png", ".pdf", ".svg")
+
 measures: Registry[Measure] = Registry("kind of memory")
 measures.add("held", Measure("held for backward, measured", lambda row: row.held))
 measures.add("paper", Measure("activation memory, paper's count (peak)", lambda row: row.paper_peak))
@@ -132,18 +134,35 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return 2.0 ** (low - room), 2.0 ** (high + room)
 
 
+def check_suffix(path: Path) -> None:
+    """Check that a file to save a figure to has none of the suffixes that it would lose without a word.
+
+    Raises:
+        ConfigError: It has one.
+    """
+    if path.suffix and path.suffix.lower() not in _SUFFIXES:
+        raise ConfigError(
+            f"{path}: expected a name without suffix, or with one of {', '.join(_SUFFIXES)}, got {path.suffix}; a "
+            "figure is written as each of them"
+        )
+
+
 def save_plot(figure: Figure, path: Path) -> list[Path]:
     """Save a figure as PNG, PDF and SVG.
 
     Args:
         figure: As `plot` returns it.
-        path: Without suffix, or with one that is replaced; its folder is made where there is none.
+        path: Without suffix, or with one of the three, which is replaced; its folder is made where there is none.
 
     Returns:
         The files.
+
+    Raises:
+        ConfigError: The suffix is another.
     """
+    check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_suffix(suffix) for suffix in (".png", ".pdf", ".svg")]
+    files = [path.with_suffix(suffix) for suffix in _SUFFIXES]
     for file in files:
         figure.savefig(file, dpi=300)
     return files

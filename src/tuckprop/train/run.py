@@ -15,7 +15,7 @@ from tuckprop.report.records import FILE as RECORD
 from tuckprop.report.records import Memory, Record, read_record, write_record
 from tuckprop.train.checkpoint import FILE as CHECKPOINT
 from tuckprop.train.checkpoint import load_checkpoint, save_checkpoint
-from tuckprop.train.folder import make_folder
+from tuckprop.train.folder import made_folder
 from tuckprop.train.loop import Trainer
 from tuckprop.train.prepare import Prepared, compress, prepare
 from tuckprop.train.settings import Experiment
@@ -40,6 +40,7 @@ def run(
     out: Path,
     start: Start | None = None,
     *,
+    begun: Callable[[], None] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
 ) -> Record:
@@ -49,6 +50,7 @@ def run(
         experiment: What to run.
         out: Folder of the run.
         start: What to do where `out` holds a run; by default that is an error, so that none is lost.
+        begun: Is called once all settings are found usable, before the first step.
         stop: Is asked after every step whether to stop; the run can then be resumed.
         watch: Is told of steps and epochs.
 
@@ -63,20 +65,21 @@ def run(
     start = start or Start()
     experiment.schedule.check()
     _refuse_earlier(out, start)
-    make_folder(out)
-    prepared = prepare(experiment.network, experiment.data, experiment.machine, experiment.schedule.seed)
-    experiment = replace(experiment, network=replace(experiment.network, model=prepared.name))
-    sites = compress(prepared, experiment.compression)
-    trainer = Trainer(
-        prepared.model,
-        experiment.schedule,
-        task=prepared.task,
-        sites=sites,
-        channels_last=experiment.machine.channels_last,
-    )
-    identity = experiment.identity()
-    if start.resume:
-        trainer.restore(load_checkpoint(out / CHECKPOINT, identity))
+    with made_folder(out):
+        prepared = prepare(experiment.network, experiment.data, experiment.machine, experiment.schedule.seed)
+        experiment = replace(experiment, network=replace(experiment.network, model=prepared.name))
+        sites = compress(prepared, experiment.compression)
+        trainer = Trainer(
+            prepared.model,
+            experiment.schedule,
+            task=prepared.task,
+            sites=sites,
+            channels_last=experiment.machine.channels_last,
+        )
+        identity = experiment.identity()
+        if start.resume:
+            trainer.restore(load_checkpoint(out / CHECKPOINT, identity))
+    begun()
     settings, environment = experiment.flat(), describe_environment(prepared)
     record = Record(
         experiment.method(), settings, environment, sites, tuple(trainer.epochs), metric=prepared.task.metric
@@ -100,7 +103,10 @@ def run(
 def _refuse_earlier(out: Path, start: Start) -> None:
     """Check that no run is in the folder, unless `start` says what to do about it."""
     if not start.resume and not start.overwrite and ((out / CHECKPOINT).exists() or (out / RECORD).exists()):
-        raise ConfigError(f"{out} holds a run already: pass --resume to go on with it, or another folder with --out")
+        raise ConfigError(
+            f"{out} holds a run already: pass --resume to go on with it, --overwrite to begin anew in its place, or "
+            "another folder with --out"
+        )
 
 
 def _finished(out: Path, epochs: int) -> Record | None:

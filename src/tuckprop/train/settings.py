@@ -95,15 +95,15 @@ class Schedule:
     2000 steps.
 
     Attributes:
-        epochs: Passes over the training images.
-        steps: Length in steps, instead.
+        epochs: Passes over the training images; without effect where `steps` is given.
+        steps: Length in steps, instead of `epochs`.
         validate_every: Steps from one validation and checkpoint to the next, which count as an epoch in the record; by
             default as many as a pass has. For a length in steps.
         warmup: Epochs (steps where the length is in steps) in which the rate rises to `learning_rate`.
         warmup_share: Share of it that the rate rises from.
         learning_rate: At the start, or after the warm-up.
         final_share: Share of it that the cosine falls to.
-        momentum: Of SGD.
+        momentum: Of SGD, from 0 to below 1.
         weight_decay: Of SGD.
         clip: Largest L2 norm of the whole gradient.
         freeze_norms: Keep batch norms in eval mode: their statistics stay, their weights are trained.
@@ -148,6 +148,8 @@ class Schedule:
             value = getattr(self, name)
             if value is not None and not value >= lowest:
                 raise ConfigError(f"{name}: expected at least {lowest}, got {value!r}")
+        if not self.momentum < 1:
+            raise ConfigError(f"momentum: expected less than 1, got {self.momentum!r}; 0.9 is common")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: expected a number over 0, got {getattr(self, name)!r}")
