@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tuckprop
-from tuckprop import ASI, HOSVD, GradientFilter, Subspace
+from tuckprop import ASI, HOSVD, SVD, GradientFilter, Subspace
 from tuckprop.allocation import Option, allocate
-from tuckprop.budget import parse_bytes, tabulate
-from tuckprop.codecs import Dense
+from tuckprop.budget import example_loss, parse_bytes, tabulate
+from tuckprop.codecs import Codec, Dense
 from tuckprop.errors import ConfigError
 
 options = st.lists(
@@ -131,6 +133,94 @@ def gradients(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     model.zero_grad()
     F.cross_entropy(model(x), labels).backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+class ZeroScaled(nn.Module):
+    """A residual block whose last scale starts at zero, as timm's do: no gradient reaches its convolutions at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.second(self.first(x).relu()))
+
+
+class LowRank(nn.Module):
+    """A frozen Linear layer and an update of low rank, the second factor of which starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.base = nn.Linear(width, width).requires_grad_(False)
+        self.down, self.up = nn.Linear(width, 4, bias=False), nn.Linear(4, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def zero_scaled() -> tuple[nn.Module, Tensor, list[str]]:
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 16, 3, padding=1)
+    model = nn.Sequential(
+        stem, ZeroScaled(16), ZeroScaled(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    )
+    return model, smooth_images(0), ["1.first", "1.second", "2.first", "2.second"]
+
+
+def low_rank() -> tuple[nn.Module, Tensor, list[str]]:
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(LowRank(32), nn.LayerNorm(32)) for _ in range(3)]
+    return nn.Sequential(*blocks), smooth_images(0).flatten(1, 2), [f"{number}.0.down" for number in range(3)]
+
+
+@pytest.mark.parametrize("codec", [HOSVD(), Subspace(), SVD(), ASI()], ids=repr)
+@pytest.mark.parametrize("make", [zero_scaled, low_rank])
+def test_without_gradients_a_budget_buys_what_the_codec_holds(
+    make: Callable[[], tuple[nn.Module, Tensor, list[str]]], codec: Codec
+) -> None:
+    model, x, silent = make()
+    # ASI has no settings by default: as good as HOSVD, from which it takes its ranks.
+    usual = HOSVD(0.8) if isinstance(codec, ASI) else codec
+    budget = int(1.05 * tuckprop.plan(model, x, usual).predicted_bytes)
+    plan = tuckprop.plan(model, x, codec, budget=budget)
+    assert 0.8 * budget <= plan.predicted_bytes <= budget
+    codecs = {site.name: site.codec for site in plan.sites}
+    assert sum(codecs[name] == Dense() for name in silent) <= len(silent) // 2
+    held = tuckprop.measure(tuckprop.convert(model, plan), lambda m: m(x).sum()).held_bytes
+    assert held <= budget
+
+
+@pytest.mark.parametrize("codec", [HOSVD(), Subspace(), SVD(), ASI()], ids=repr)
+def test_without_a_gradient_the_activation_tells_settings_apart(codec: Codec) -> None:
+    model, x, silent = zero_scaled()
+    converted = tuckprop.convert(model, Dense())
+    tables = tabulate(converted, codec, ["0", *silent], lambda: example_loss(converted(x)))
+    halved = tabulate(converted, codec, ["0", *silent], lambda: 0.5 * example_loss(converted(x)))
+    for name in silent:
+        options = sorted(tables[name], key=lambda option: option.nbytes)
+        assert [option.nbytes for option in options if option.whole] == [options[-1].nbytes]
+        errors = [option.error for option in options]
+        assert errors[-1] == 0 < errors[-2] < 0.1 * errors[0]
+        # In the scale of the sites that have a gradient, which ASI's errors follow.
+        scale = 0.5 if isinstance(codec, ASI) else 1.0
+        for one, other in zip(tables[name], halved[name], strict=True):
+            assert other.error == pytest.approx(scale * one.error, rel=1e-3, abs=1e-12)
+
+
+def test_a_form_that_loses_nothing_is_still_a_form() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1)), smooth_images(0)
+    whole, form = Option(Dense(), 4 * x.numel(), 0.0), Option(HOSVD(0.5), 200, 0.0)
+    plan = tuckprop.plan(model, x, HOSVD(0.5))
+    plan = replace(plan, sites=(replace(plan.sites[0], options=(whole, form)),), budget=10**6, form_bytes=10**6)
+    site = tuckprop.convert(model, plan)[0]._site
+    for option in (whole, form):
+        site.choose(option)
+        assert site.codec == option.codec
 
 
 def test_a_budget_too_small_says_the_least() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from tests.converting import kinds, network
+from tests.converting import BATCH, kinds, network
 from tests.networks import Transformer
-from tuckprop import HOSVD, GradientFilter, Plan, convert, freeze
+from tuckprop import HOSVD, GradientFilter, Plan, convert, freeze, plan
 from tuckprop.errors import ConfigError, TuckpropError
 from tuckprop.plan import SitePlan, decide
 
@@ -60,6 +60,31 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing that a pattern matches": (
         lambda: convert(nn.Sequential(nn.Linear(3, 3)), {"1": HOSVD()}),
         r"nothing to compress .*no pattern of the codec mapping matches",
+    ),
+    "a pattern that matches nothing": (
+        lambda: convert(network(), {"blocks.*": HOSVD()}),
+        r"codec=\.\.\.\): expected patterns of names of the model's modules \(near it: .*block\.expand.*\), "
+        r"got 'blocks\.\*', which matches none",
+    ),
+    "a pattern that matches nothing, beside one that does": (
+        lambda: convert(network(), {"*": HOSVD(), "zzz": HOSVD()}),
+        r"names of the model's modules \(stem, bn, act, .*\), got 'zzz', which matches none",
+    ),
+    "a pattern for a model that is one layer": (
+        lambda: convert(nn.Linear(3, 3), {"fc": HOSVD()}),
+        r"names of the model's modules \('' alone\), got 'fc', which matches none",
+    ),
+    "a pattern that matches nothing where nothing is compressed": (
+        lambda: convert(nn.Sequential(nn.Linear(3, 3)), {"1": HOSVD()}),
+        r"nothing to compress .*; expected patterns of names of the model's modules \(0\), got '1', which matches none",
+    ),
+    "a mapping of no pattern": (
+        lambda: convert(network(), {}),
+        r"codec=\.\.\.\): expected a mapping of one name pattern or more to codec configs, got \{\}",
+    ),
+    "a plan by a pattern that matches nothing": (
+        lambda: plan(network(), BATCH, {"blocks.*": HOSVD()}),
+        r"got 'blocks\.\*', which matches none",
     ),
     "twice": (
         lambda: convert(convert(network(), HOSVD()), HOSVD()),

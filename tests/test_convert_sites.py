@@ -55,6 +55,13 @@ def test_a_mapping_gives_the_first_pattern_that_matches() -> None:
     }
 
 
+def test_a_pattern_may_match_what_has_no_place_for_a_codec_or_a_second_name() -> None:
+    model = network()
+    model.again = model.stem
+    decided = decide(model, {"again": HOSVD(0.7), "act": HOSVD(0.7), "block": HOSVD(0.7), "stem": SVD(0.7)})
+    assert {site.name: site.codec for site in decided.sites if site.kind == "Conv2d"} == {"stem": SVD(0.7)}
+
+
 def test_what_no_pattern_matches_is_left_alone_and_listed() -> None:
     decided = decide(network(), {"stem": HOSVD(0.7)})
     assert [site.name for site in decided.sites if site.kind == "Conv2d"] == ["stem"]

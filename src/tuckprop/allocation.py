@@ -13,10 +13,11 @@ class Option:
     """One setting of one site, on the calibration batch.
 
     Attributes:
-        codec: The setting.
+        codec: The setting; `Dense()` for the activation as it is.
         nbytes: Bytes it keeps.
         error: Squared Frobenius error of the weight gradient, over the squared norm of the exact one; for ASI the
-            Frobenius error itself, which its paper calls perplexity.
+            Frobenius error itself, which its paper calls perplexity. Where the exact gradient is zero, that of
+            the activation.
     """
 
     codec: Codec
@@ -24,9 +25,9 @@ class Option:
     error: float
 
     @property
-    def setting(self) -> Codec:
-        """What a site gets: where nothing is lost, the activation is kept as it is."""
-        return self.codec if self.error else Dense()
+    def whole(self) -> bool:
+        """Whether the activation is kept as it is; a form may lose nothing too, and is a form all the same."""
+        return isinstance(self.codec, Dense)
 
 
 def allocate(tables: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option]:

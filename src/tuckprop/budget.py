@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tuckprop.allocation import Option
-from tuckprop.codecs import ASI, HOSVD, Codec, DensePacked, Packed
+from tuckprop.codecs import ASI, HOSVD, Codec, Dense, DensePacked, Packed
 from tuckprop.codecs._tucker import TuckerPacked, counted
 from tuckprop.errors import ConfigError
 from tuckprop.layers import PackEvent, Twin, observe
@@ -81,6 +82,9 @@ def tabulate(
 ) -> dict[str, list[Option]]:
     """Measure every setting at every site on one batch: bytes, and the error of the weight gradient.
 
+    Where that gradient is zero, as in front of a scale that starts at zero, it does not tell settings apart; the error
+    is then that of the activation.
+
     Args:
         model: The model, its sites converted with `Dense()`.
         codec: The kind of codec to set.
@@ -94,6 +98,7 @@ def tabulate(
     names = {id(module._site): name for name, module in modules.items()}
     inputs: dict[str, list[Tensor]] = {name: [] for name in sites}
     tables: dict[str, list[Option]] = {}
+    norms: dict[str, float] = {}
 
     def keep_input(event: PackEvent) -> None:
         if isinstance(event.kept, DensePacked) and id(event.site) in names:
@@ -102,7 +107,7 @@ def tabulate(
     def on_gradient(name: str, grad: Tensor) -> None:
         # Uses of one layer come back in reverse order; the first to come back is tabulated.
         if inputs[name] and name not in tables:
-            tables[name] = _options(modules[name], codec, inputs[name].pop(), grad)
+            tables[name], norms[name] = _options(modules[name], codec, inputs[name].pop(), grad)
         inputs[name].clear()
 
     handles = []
@@ -120,14 +125,22 @@ def tabulate(
     finally:
         for handle in handles:
             handle.remove()
+    if isinstance(codec, ASI):
+        # Its errors are no shares: sites without a gradient count as if theirs were of the usual size.
+        usual = statistics.median([norm for norm in norms.values() if norm] or [1.0])
+        for name in (name for name, norm in norms.items() if not norm):
+            tables[name] = [replace(option, error=usual * option.error) for option in tables[name]]
     return tables
 
 
-def _options(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> list[Option]:
+def _options(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> tuple[list[Option], float]:
+    """Return the options of one site, and the norm of its weight gradient."""
     grad = grad.reshape(len(x), *grad.shape[grad.dim() - x.dim() + 1 :])
     exact = module.weight_gradient(DensePacked(x), grad)
-    norm = float(exact.norm()) or 1.0
-    options = [Option(codec, x.numel() * x.element_size(), 0.0)]
+    norm = float(exact.norm())
+    # An activation of zeros loses nothing.
+    scale = norm or float(x.float().norm()) or 1.0
+    options = [Option(Dense(), x.numel() * x.element_size(), 0.0)]
     # The last setting of as many bytes, of which the first is offered.
     last: dict[int, Codec] = {}
     with suppress(NotFactorableError):
@@ -135,11 +148,12 @@ def _options(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> list[Option
             if nbytes >= plain_bytes(x):
                 continue
             if nbytes not in last:
-                distance = float((module.weight_gradient(packed, grad) - exact).norm())
-                error = distance if isinstance(codec, ASI) else (distance / norm) ** 2
+                lost = module.weight_gradient(packed, grad) - exact if norm else (packed.dense() - x).float()
+                share = float(lost.norm()) / scale
+                error = share * (norm or 1.0) if isinstance(codec, ASI) else share**2
                 options.append(Option(setting, nbytes, error))
             last[nbytes] = setting
-    return options if isinstance(codec, ASI) else options + between(options, last)
+    return options if isinstance(codec, ASI) else options + between(options, last), norm
 
 
 def between(options: Sequence[Option], last: Mapping[int, Codec]) -> list[Option]:

@@ -31,7 +31,7 @@ def convert(
     Args:
         model: Any model.
         codec: How to keep activations: a config such as `HOSVD(epsilon=0.8)`, a mapping from name patterns (as in
-            `fnmatch`; the first that matches counts) to configs, or a `Plan`.
+            `fnmatch`; the first that matches counts, and each must match a module) to configs, or a `Plan`.
         last: The paper's protocol: train the last k convolutions (Linear layers in a transformer) and what follows
             them, compress those k, freeze all that comes before and keep it in eval mode.
         select: `select(name, module)` picks the convolutions and Linear layers to compress; `last` counts among those.
@@ -94,7 +94,7 @@ def carry_out(model: nn.Module, plan: Plan) -> Allowance | None:
         site = Site(planned.name, planned.codec, allowance=allowance)
         become_twin(module, twin, site)
         if allowance is not None and planned.options:
-            number = [option.setting for option in planned.options].index(planned.codec)
+            number = [option.codec for option in planned.options].index(planned.codec)
             allowance.watch(site, planned.options, number)
     model.register_forward_pre_hook(NoteInputs(), with_kwargs=True)
     if allowance is not None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -198,6 +199,7 @@ def decide(
         ConfigError: A bad argument, a model that is converted already, or nothing to compress.
     """
     choose = chooser(codec)
+    unmatched = _unmatched(codec, model)
     modules = dict(model.named_modules())
     refuse_converted(modules)
     for module in modules.values():
@@ -219,7 +221,12 @@ def decide(
             skipped.append(Skipped(name, type(module).__name__, verdict))
     if not sites:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:3]) or "it has no layer that tuckprop knows"
-        raise ConfigError(f"convert: nothing to compress in this {type(model).__name__} ({reasons})")
+        raise ConfigError(
+            f"convert: nothing to compress in this {type(model).__name__} ({reasons})"
+            + (f"; {unmatched}" if unmatched else "")
+        )
+    if unmatched:
+        raise ConfigError(f"convert(codec=...): {unmatched}")
     return Plan(tuple(sites), tuple(skipped), frozen)
 
 
@@ -252,6 +259,22 @@ def chooser(codec: CodecChoice) -> Callable[[str], Codec | None]:
                 f"got {pattern!r}: {entry!r}"
             )
     return lambda name: next((entry for pattern, entry in codec.items() if fnmatchcase(name, pattern)), None)
+
+
+def _unmatched(codec: CodecChoice, model: nn.Module) -> str:
+    """Return what is wrong with a mapping of which a pattern, or all for want of one, would do nothing; else ""."""
+    if not isinstance(codec, Mapping):
+        return ""
+    if not codec:
+        return "expected a mapping of one name pattern or more to codec configs, got {}"
+    # All names: a module that is used under several is found by any.
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    pattern = next((p for p in codec if not any(fnmatchcase(name, p) for name in names)), None)
+    if pattern is None:
+        return ""
+    near = get_close_matches(pattern, names, n=5, cutoff=0.5)
+    known = "near it: " + ", ".join(near) if near else ", ".join(list(filter(None, names))[:8]) or "'' alone"
+    return f"expected patterns of names of the model's modules ({known}), got {pattern!r}, which matches none"
 
 
 def _judge(name: str, module: nn.Module, codec: Codec | None, chosen: set[str], pointwise: bool) -> Codec | str | None:

@@ -245,7 +245,7 @@ class Allowance:
         options, took, number = self.options[name], self.took[name], self.chosen[name]
         planned = options[number].nbytes
         # What is kept whole says nothing about forms.
-        ratio = took[number][0] / planned if planned and options[number].error else 1.0
+        ratio = took[number][0] / planned if planned and not options[number].whole else 1.0
         # The next larger one is in reach, however large.
         reach = max(_STRIDE * planned, min((o.nbytes for o in options if o.nbytes > planned), default=0))
         table = {}
@@ -254,7 +254,7 @@ class Allowance:
                 continue
             nbytes, when = took.get(other, (0, -_FRESH))
             if self.forwards - when >= _FRESH:
-                nbytes = round(option.nbytes * ratio) if option.error else option.nbytes
+                nbytes = option.nbytes if option.whole else round(option.nbytes * ratio)
             table[other] = replace(option, nbytes=nbytes)
         return table
 

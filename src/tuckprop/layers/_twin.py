@@ -52,7 +52,7 @@ class Site:
 
     def choose(self, option: Option) -> None:
         """Keep activations by this setting from now on."""
-        self.codec = option.setting
+        self.codec = option.codec
         self.tracker = self.codec.tracker()
 
     def pack(self, x: Tensor) -> Packed:
