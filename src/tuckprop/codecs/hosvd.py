@@ -31,9 +31,9 @@ def check_epsilon(epsilon: float, owner: str) -> None:
 class HOSVD(Codec):
     """Truncated HOSVD, decomposed anew at each step; each mode keeps the fewest vectors that reach `epsilon`.
 
-    The kept A' obeys `|A - A'| <= sqrt(d (1 - epsilon)) |A|` for d axes. A mode whose factor would take more elements than
-    it saves is left whole, which the paper's code does not do: A' is nearer to A, and smaller. Ranks, and the paper's
-    count, are those of the paper all the same.
+    The kept A' obeys `|A - A'| <= sqrt(d (1 - epsilon)) |A|` for d axes. A mode whose factor would take more elements
+    than it saves is left whole, which the paper's code does not do: A' is nearer to A, and smaller. Ranks, and the
+    paper's count, are those of the paper all the same.
 
     Attributes:
         epsilon: Share of the energy that each mode keeps, in (0, 1]; 1 keeps the tensor itself.
