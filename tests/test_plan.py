@@ -314,3 +314,8 @@ def test_what_functions_hold_is_shown_and_counted() -> None:
     assert decided.predicted_bytes == held > 2 * whole
     assert "(the model)" in str(decided)
     assert Plan.from_json(decided.to_json()) == decided
+
+
+def test_empty_containers_are_passed_over() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ModuleList(), nn.Sequential(), nn.ModuleDict())
+    assert decide(model, HOSVD(0.8)).skipped == ()

@@ -258,7 +258,8 @@ def find_twin(module: nn.Module, codec: Codec) -> type[Twin] | None:
 
 # Layers that keep nothing of the activation's size, or whose activation belongs to another module.
 _quiet: list[type[nn.Module]] = [
-    nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding, nn.ZeroPad2d, nn.PixelShuffle, nn.Upsample, nn.Softmax
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding, nn.ZeroPad2d, nn.PixelShuffle, nn.Upsample, nn.Softmax,
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict,
 ]  # fmt: skip
 
 
