@@ -1,5 +1,6 @@
 """Peaks of code whose allocations are known."""
 
+import os
 import subprocess
 import sys
 
@@ -47,6 +48,23 @@ def test_the_cuda_allocators_own_counter() -> None:
     device = torch.device("cuda")
     peak = allocator_peak(lambda: torch.empty(MEGA, device=device), device)
     assert 1_000_000 <= peak <= 2 * 2**20
+
+
+def test_measuring_writes_nothing_and_leaves_the_environment_as_it_was() -> None:
+    code = (
+        "import os, torch; from tuckprop import measure; before = dict(os.environ); "
+        "measure(torch.nn.Linear(4, 4), lambda m: m(torch.ones(2, 4)).sum()); assert dict(os.environ) == before"
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=bare)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_who_asks_for_the_profilers_own_lines_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "2")
+    allocator_peak(lambda: seen.append(os.environ.get("KINETO_LOG_LEVEL")), CPU)
+    assert (seen, os.environ["KINETO_LOG_LEVEL"]) == (["2"], "2")
 
 
 def in_a_process_of_its_own(code: str) -> list[int]:

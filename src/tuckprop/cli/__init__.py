@@ -1,6 +1,5 @@
 """The command line: one file a verb; each parses, calls and prints."""
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -48,8 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["--version"]:
         print(f"tuckprop {__version__}")
         return 0
-    # The profiler, which counts allocations, otherwise writes lines of its own.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     options = tyro.extras.subcommand_cli_from_dict(
         {name: kind for name, (kind, _) in _VERBS.items()},
         prog="tuckprop",

@@ -1,7 +1,9 @@
 """Peak memory: of a piece of code by the allocator, of the whole process by the operating system."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ def allocator_peak(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     results = recorded.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
@@ -38,6 +40,20 @@ def allocator_peak(run: Callable[[], object], device: torch.device) -> int:
         now += event.nbytes()
         most = max(most, now)
     return most
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the profiler, if it first starts in this context, from writing lines of its own; a user's choice stands."""
+    name = "KINETO_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "99"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def peak_rss() -> int:
