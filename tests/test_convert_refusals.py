@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.converting import BATCH, kinds, network
 from tests.networks import Transformer
-from tuckprop import HOSVD, GradientFilter, Plan, convert, freeze, plan
+from tuckprop import HOSVD, GradientFilter, Plan, convert, freeze, plan, revert
 from tuckprop.errors import ConfigError, TuckpropError
 from tuckprop.plan import SitePlan, decide
 
@@ -39,6 +39,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: convert(network(Transformer), HOSVD(), last=13),
         r"last=\.\.\.\): expected an integer from 1 to 12, .*got 13",
     ),
+    "freeze no model": (lambda: freeze("x", last=1), r"freeze\(model=\.\.\.\): expected a torch\.nn\.Module, got str"),
+    "revert no model": (lambda: revert("x"), r"revert\(model=\.\.\.\): expected a torch\.nn\.Module, got str"),
     "freeze too many": (lambda: freeze(network(), last=6), r"expected an integer from 1 to 5, .*got 6"),
     "last of nothing": (
         lambda: convert(nn.Sequential(nn.Flatten()), HOSVD(), last=1),

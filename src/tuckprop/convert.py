@@ -112,8 +112,9 @@ def revert(model: nn.Module) -> nn.Module:
         `model`. What was frozen stays in eval mode until the next `model.train()`.
 
     Raises:
-        ConfigError: A module was parametrized after its conversion.
+        ConfigError: `model` is no module, or one in it was parametrized after its conversion.
     """
+    require_module(model, "revert")
     for name, module in model.named_modules():
         if isinstance(module, Twin) and parametrize.is_parametrized(module):
             raise ConfigError(
@@ -151,8 +152,9 @@ def freeze(model: nn.Module, *, last: int, select: Select | None = None) -> list
         The names of those layers.
 
     Raises:
-        ConfigError: `last` or `select` is wrong.
+        ConfigError: `model`, `last` or `select` is wrong.
     """
+    require_module(model, "freeze")
     sites = choose_sites(model, last=last, select=select)
     keep_frozen(model, names_before(model, sites[0]))
     return sites

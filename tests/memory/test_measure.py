@@ -124,6 +124,21 @@ def test_what_is_no_loss_is_refused(loss_fn: Any, got: str) -> None:
         measure(chain(), loss_fn)
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "got"), [(BATCH, r"a tensor of shape \(8, 3, 16, 16\)"), (None, "None")], ids=["tensor", "nothing"]
+)
+def test_what_is_no_function_is_refused(loss_fn: Any, got: str) -> None:
+    expected = r"measure\(loss_fn=\.\.\.\): expected a function that takes the model .* such as lambda model: .*, got "
+    with pytest.raises(ConfigError, match=f"^{expected}{got}$"):
+        measure(chain(), loss_fn)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    model: Any = "x"
+    with pytest.raises(ConfigError, match=r"^measure\(model=\.\.\.\): expected a torch\.nn\.Module, got str$"):
+        measure(model, lambda m: m(BATCH).sum())
+
+
 def test_the_table() -> None:
     report = MemoryReport(
         held_bytes=3 * 2**19, naive_bytes=2**21, paper_bytes=2**18, peak_bytes=2**22, device="cpu",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tuckprop.errors import ConfigError
-from tuckprop.layers import Twin
+from tuckprop.layers import Twin, require_module
 from tuckprop.memory.census import census, untouched
 from tuckprop.memory.paper import PaperCounter
 from tuckprop.memory.peak import allocator_peak
@@ -84,8 +84,15 @@ def measure(model: nn.Module, loss_fn: Callable[[nn.Module], Tensor]) -> MemoryR
         The report.
 
     Raises:
-        ConfigError: `loss_fn` returned no scalar tensor that needs a gradient.
+        ConfigError: `model` is no module, or `loss_fn` no function that returns a scalar tensor that needs a gradient.
     """
+    require_module(model, "measure")
+    if not callable(loss_fn):
+        got = f"a tensor of shape {tuple(loss_fn.shape)}" if isinstance(loss_fn, Tensor) else repr(loss_fn)
+        raise ConfigError(
+            "measure(loss_fn=...): expected a function that takes the model and returns a loss, such as "
+            f"lambda model: model(x).square().mean(), got {got}"
+        )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modules = dict(model.named_modules())
     with untouched(model), PaperCounter(model) as counter:
