@@ -98,6 +98,7 @@ def test_fallbacks_are_reported() -> None:
     spoilt[0, 0, 0, 0] = float("nan")
     report = measure(convert(chain(), HOSVD(0.8)), lambda m: m(spoilt.clone()).sum())
     assert report.fallbacks == 4  # Two sites, two runs.
+    assert "no decomposition: 4 activations" in str(report)
     assert report.held_bytes == 8 * (3 + 6) * 256 * 4
 
 

@@ -62,6 +62,8 @@ class MemoryReport:
             f"paper's count      {self.paper_bytes / 2**20:10.2f} MiB",
             f"peak ({self.device})         {self.peak_bytes / 2**20:10.2f} MiB",
         ]
+        if self.fallbacks:
+            lines.append(f"kept as they are, as they had no decomposition: {self.fallbacks} activations so far")
         return "\n".join(lines)
 
 
