@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from tuckprop.codecs._base import Packed
 from tuckprop.linalg.basis import NotFactorableError
 from tuckprop.linalg.layout import inverse, memory_order, moves_nothing
-from tuckprop.linalg.modes import expand
+from tuckprop.linalg.modes import expand_each
 
 # Shape, factored axes (ascending), and ranks as the paper counts them.
 _Meta = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -60,11 +60,7 @@ class TuckerPacked(Packed):
 
     def partial(self, keep: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """Return the core times the factors outside `keep`, and the factors in `keep`."""
-        core = self.core
-        # The smallest growth first keeps the products in between small.
-        grown = [axis for axis in self.factors if axis not in keep]
-        for axis in sorted(grown, key=lambda a: self.factors[a].shape[0] / self.factors[a].shape[1]):
-            core = expand(core, self.factors[axis], axis)
+        core = expand_each(self.core, {axis: factor for axis, factor in self.factors.items() if axis not in keep})
         return core, {axis: factor for axis, factor in self.factors.items() if axis in keep}
 
     def paper_count(self) -> int:

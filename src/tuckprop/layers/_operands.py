@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tuckprop.codecs import Packed
 from tuckprop.linalg.layout import inverse
-from tuckprop.linalg.modes import expand
+from tuckprop.linalg.modes import expand_each
 
 
 class Operands(NamedTuple):
@@ -33,13 +33,9 @@ class Operands(NamedTuple):
             order: Axes from the slowest in memory to the fastest.
             but: An axis whose factor is not multiplied out, which has its rank there, or None.
         """
-        core = self.core.permute(*order).contiguous()
-        # The smallest growth first keeps the products in between small.
-        for axis in sorted(self.factors, key=lambda a: self.factors[a].shape[0] / self.factors[a].shape[1]):
-            if axis != but:
-                core = expand(core, self.factors[axis], order.index(axis))
-        return core
+        factors = {order.index(axis): factor for axis, factor in self.factors.items() if axis != but}
+        return expand_each(self.core.permute(*order).contiguous(), factors)
 
-    def dense(self, order: Sequence[int]) -> Tensor:
-        """Return the tensor, of its own shape, with its axes in this order of memory."""
-        return self.multiplied(order).permute(inverse(tuple(order)))
+    def dense(self, order: Sequence[int], but: int | None = None) -> Tensor:
+        """Return what `multiplied` does with the tensor's own order of axes: a view."""
+        return self.multiplied(order, but).permute(inverse(tuple(order)))

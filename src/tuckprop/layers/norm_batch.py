@@ -35,7 +35,7 @@ from tuckprop.layers._once import first_derivative_only
 from tuckprop.layers._one_factor import dense_gradient, one_factor
 from tuckprop.layers._operands import Operands
 from tuckprop.layers._twin import Site, Twin, twin_of
-from tuckprop.linalg.layout import inverse, is_dense, memory_order
+from tuckprop.linalg.layout import is_dense, memory_order
 
 _aten = torch.ops.aten
 
@@ -312,7 +312,7 @@ def _normalised_form(operands: Operands, grad: Tensor, invstd: Tensor) -> tuple[
 
     factor, order = operands.factors.get(1), memory_order(grad)
     if factor is not None and factor.shape[1] <= min(MOST_RANKS, len(factor) // 2):
-        return operands.multiplied(order, but=1).permute(inverse(order)), factor.contiguous(), invstd, invstd
+        return operands.dense(order, but=1), factor.contiguous(), invstd, invstd
     return operands.dense(order), None, torch.zeros_like(invstd), torch.ones_like(invstd)
 
 

@@ -64,17 +64,23 @@ class FittedCode:
         count = x.shape.numel()
         scaled = self.code.scaled((energy / count) ** 0.5)
         packed = torch.empty(packed_bytes(count, self.bits), dtype=torch.uint8, device="cpu")
-        rows = x.rows() if isinstance(x, Standardised) else None
-        like = x.x if isinstance(x, Standardised) else x
-        if native.reads(like) and (rows is not None or like is x):
-            return packed, scaled.rounded, scaled.encode_measured(like, packed, rows) / energy
         start, lost = 0, 0.0
-        # Parts begin at a whole byte.
-        for part in x.parts(8) if isinstance(x, Standardised) else _parts(x):
-            place = packed[start : start + packed_bytes(part.numel(), self.bits)]
-            lost += scaled.encode_measured(part, place)
+        # Pieces begin at a whole byte.
+        for piece, rows in _pieces(x):
+            place = packed[start : start + packed_bytes(piece.numel(), self.bits)]
+            lost += scaled.encode_measured(piece, place, rows)
             start += place.numel()
         return packed, scaled.rounded, lost / energy
+
+
+def _pieces(x: Tensor | Standardised) -> Iterator[tuple[Tensor, native.Rows | None]]:
+    """Yield what is encoded at a time, in the order of memory, and what is done to it first; all at once by kernels."""
+    if not isinstance(x, Standardised):
+        yield from ((piece, None) for piece in ([x] if native.reads(x) else _parts(x)))
+    elif native.reads(x.x) and (rows := x.rows()) is not None:
+        yield x.x, rows
+    else:
+        yield from ((part, None) for part in x.parts(8))
 
 
 def _parts(x: Tensor) -> Iterator[Tensor]:

@@ -46,11 +46,11 @@ class Standardised:
 
     def rows(self) -> Rows | None:
         """Return shift and scale of each row in memory, where `x`, which is dense, has rows with one of each."""
+        if self.scale.dtype != torch.float32 or self.scale.device.type != "cpu":
+            return None
         order = memory_order(self.x)
         shift, scale = torch.broadcast_tensors(self.shift, self.scale)
         sizes = [shift.shape[axis] for axis in order]
-        if self.scale.dtype != torch.float32 or self.scale.device.type != "cpu":
-            return None
         last = max((place for place, size in enumerate(sizes) if size > 1), default=-1)
         first = next((place for place, size in enumerate(sizes) if size > 1), 0)
         if any(size < self.x.shape[axis] for axis, size in zip(order[first:last], sizes[first:last], strict=True)):

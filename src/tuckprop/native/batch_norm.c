@@ -108,8 +108,8 @@ typedef struct {
 
 /* normal = U core at `wide` vectors of positions from p on, and the sums of G and of G normal, without the first `known`
  * positions, for `high` channels from c on. */
-static inline __attribute__((always_inline)) void meet(const Planes *planes, Size c, Size p, Size known, Vector *products,
-                                                       Vector *sums, const int high, const int wide) {
+static inline __attribute__((always_inline)) void meet(const int high, const Planes *planes, Size c, Size p, Size known,
+                                                       Vector *products, Vector *sums, const int wide) {
   Vector part[HIGH][WIDE] = {{{0}}};
   const float *rows[HIGH], *grads = planes->grad + c * planes->positions + p;
   float *normals = planes->normal + c * planes->pitch + p;
@@ -137,14 +137,7 @@ static inline __attribute__((always_inline)) void meet_all(const Planes *planes,
   const Size tiles = up(channels, HIGH);
   for (Size tile = 0; tile < tiles; tile++) {
     const Size c = tile * channels / tiles;
-    switch ((tile + 1) * channels / tiles - c) {
-      case 1: meet(planes, c, p, known, products, sums, 1, wide); break;
-      case 2: meet(planes, c, p, known, products, sums, 2, wide); break;
-      case 3: meet(planes, c, p, known, products, sums, 3, wide); break;
-      case 4: meet(planes, c, p, known, products, sums, 4, wide); break;
-      case 5: meet(planes, c, p, known, products, sums, 5, wide); break;
-      default: meet(planes, c, p, known, products, sums, 6, wide);
-    }
+    AT_HEIGHT((tile + 1) * channels / tiles - c, meet, planes, c, p, known, products, sums, wide)
   }
 }
 

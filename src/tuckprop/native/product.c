@@ -18,9 +18,9 @@ static Size first_of(Size rows, Size tile) { return tile * rows / tiles_of(rows)
 
 /* y = M x + scale y for one tile: `high` rows of M, laid out [size, high], and `wide` vectors of columns. Without scale,
  * y is not read. */
-static inline __attribute__((always_inline)) void tile(const float *x, Size pitch, const float *m, Size size, float *y,
-                                                       Size y_pitch, const float *scale, Ahead ahead,
-                                                       const int high, const int wide) {
+static inline __attribute__((always_inline)) void tile(const int high, const float *x, Size pitch, const float *m,
+                                                       Size size, float *y, Size y_pitch, const float *scale,
+                                                       Ahead ahead, const int wide) {
   Vector sum[HIGH][WIDE] = {{{0}}};
   if (scale)
     for (int t = 0; t < high; t++)
@@ -40,14 +40,7 @@ static inline __attribute__((always_inline)) void tile(const float *x, Size pitc
 static inline __attribute__((always_inline)) void tile_of(const float *x, Size pitch, const float *m, Size size,
                                                           float *y, Size y_pitch, const float *scale, Ahead ahead,
                                                           Size high, const int wide) {
-  switch (high) {
-    case 1: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 1, wide); break;
-    case 2: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 2, wide); break;
-    case 3: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 3, wide); break;
-    case 4: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 4, wide); break;
-    case 5: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 5, wide); break;
-    default: tile(x, pitch, m, size, y, y_pitch, scale, ahead, 6, wide);
-  }
+  AT_HEIGHT(high, tile, x, pitch, m, size, y, y_pitch, scale, ahead, wide)
 }
 
 /* y = M x, or scale y + M x, for `count` columns, of which the last ones do not fill a vector. What lies behind them in

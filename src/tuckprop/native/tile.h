@@ -35,4 +35,15 @@ static inline __attribute__((always_inline)) void add_products(const float *cons
   }
 }
 
+/* Calls function(height, ...) so that the compiler knows the height, from 1 to HIGH, and unrolls by it. */
+#define AT_HEIGHT(height, function, ...)       \
+  switch (height) {                            \
+    case 1: function(1, __VA_ARGS__); break;   \
+    case 2: function(2, __VA_ARGS__); break;   \
+    case 3: function(3, __VA_ARGS__); break;   \
+    case 4: function(4, __VA_ARGS__); break;   \
+    case 5: function(5, __VA_ARGS__); break;   \
+    default: function(HIGH, __VA_ARGS__);      \
+  }
+
 #endif

@@ -56,8 +56,8 @@ static void panel_taps(const Layer *l, Size panel, float *to) {
 /* ---- Products ---- */
 
 /* y = x M for `high` rows of x and `wide` vectors of columns, which are all of M. */
-static inline __attribute__((always_inline)) void tile(const float *x, Size x_pitch, const float *m, Size size,
-                                                       float *y, Size y_pitch, const int high, const int wide) {
+static inline __attribute__((always_inline)) void tile(const int high, const float *x, Size x_pitch, const float *m,
+                                                       Size size, float *y, Size y_pitch, const int wide) {
   Vector sum[HIGH][WIDE] = {{{0}}};
   const float *rows[HIGH];
   for (int t = 0; t < high; t++) rows[t] = x + t * x_pitch;
@@ -68,14 +68,7 @@ static inline __attribute__((always_inline)) void tile(const float *x, Size x_pi
 
 static inline __attribute__((always_inline)) void tile_of(const float *x, Size x_pitch, const float *m, Size size,
                                                           float *y, Size y_pitch, Size high, const int wide) {
-  switch (high) {
-    case 1: tile(x, x_pitch, m, size, y, y_pitch, 1, wide); break;
-    case 2: tile(x, x_pitch, m, size, y, y_pitch, 2, wide); break;
-    case 3: tile(x, x_pitch, m, size, y, y_pitch, 3, wide); break;
-    case 4: tile(x, x_pitch, m, size, y, y_pitch, 4, wide); break;
-    case 5: tile(x, x_pitch, m, size, y, y_pitch, 5, wide); break;
-    default: tile(x, x_pitch, m, size, y, y_pitch, 6, wide);
-  }
+  AT_HEIGHT(high, tile, x, x_pitch, m, size, y, y_pitch, wide)
 }
 
 /* Y = X M for X [count, size] and M [size, width], a panel. */
