@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import pickle
 from collections.abc import Callable, Sequence
 
@@ -81,6 +82,32 @@ def test_no_forward_goes_over_the_budget(weathers: list[list[float]]) -> None:
     allowance, sites = fleet(20)
     forward(allowance, sites, 1.0)
     assert all(forward(allowance, sites, weather) <= 1.1 for weather in weathers)
+
+
+class Grained(Site):
+    """A site whose form takes whole ranks."""
+
+    def takes(self, weather: float) -> int:
+        return 40 * math.ceil(weather * self.nbytes / 40)
+
+
+@given(st.integers(1, 4), st.lists(st.lists(st.floats(0.4, 2.5), min_size=4, max_size=4), min_size=1, max_size=12))
+def test_a_few_sites_keep_to_the_budget_too(count: int, weathers: list[list[float]]) -> None:
+    """The last site makes up for what the others lack, with what its form is found to take, by rank after rank."""
+    ladder = [Option(HOSVD(1 - 1.2**-n), round(10 * 1.1**n), 1.2**-n) for n in range(1, 70)]
+    allowance, sites = Allowance(1000, 900), [Grained(str(number)) for number in range(count)]
+    for site in sites:
+        number = min(range(len(ladder)), key=lambda n: abs(ladder[n].nbytes - 900 / count))
+        allowance.watch(site, ladder, number)
+        site.nbytes = ladder[number].nbytes
+    for weather in [[1.0] * 4, *weathers]:
+        allowance(MODEL, ())
+        for site, factor in zip(sites, weather, strict=False):
+            tries = 8
+            while not allowance.affords(site.name, site.takes(factor), 1000) and tries:
+                tries -= 1
+            allowance.add(site.name, site.takes(factor), 1000)
+        assert abs(allowance.taken + 100 - 1000) <= 100
 
 
 def forward_of(allowance: Allowance, uses: list[tuple[Site, int, float]]) -> float:
@@ -235,17 +262,28 @@ def train(model: nn.Module, steps: range) -> list[int]:
     return held
 
 
-def planned(codec: Codec, share: float) -> tuple[nn.Module, int]:
+def planned(codec: Codec, share: float, last: int | None = None) -> tuple[nn.Module, int]:
     model, (images, labels) = network(), batch(0)
+    if last:
+        tuckprop.freeze(model, last=last)
     plain = tuckprop.measure(model, lambda m: F.cross_entropy(m(images), labels)).held_bytes
     budget = int(share * plain)
-    plan = tuckprop.plan(model, images, codec, budget=budget, loss_fn=lambda out: F.cross_entropy(out, labels))
+    plan = tuckprop.plan(
+        model, images, codec, last=last, budget=budget, loss_fn=lambda out: F.cross_entropy(out, labels)
+    )
     return tuckprop.convert(model, plan), budget
 
 
-@pytest.mark.parametrize(("codec", "share"), [(HOSVD(), 0.3), (SVD(), 0.6), (Subspace(), 0.2)], ids=str)
-def test_held_bytes_follow_the_budget_through_training(codec: Codec, share: float) -> None:
-    model, budget = planned(codec, share)
+@pytest.mark.parametrize(
+    ("codec", "share", "last"),
+    [
+        (HOSVD(), 0.3, None), (SVD(), 0.6, None), (Subspace(), 0.2, None),
+        (HOSVD(), 0.3, 2), (SVD(), 0.3, 3), (Subspace(), 0.1, 2), (Subspace(), 0.15, 2), (Subspace(), 0.15, 3),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_held_bytes_follow_the_budget_through_training(codec: Codec, share: float, last: int | None) -> None:
+    model, budget = planned(codec, share, last)
     held = train(model, range(50))
     within = [abs(nbytes / budget - 1) <= 0.1 for nbytes in held]
     assert all(within)
@@ -275,7 +313,7 @@ def test_without_it_they_would_not() -> None:
             if isinstance(hook, Allowance):
                 del module._forward_pre_hooks[key]
     held = train(model, range(50))
-    assert sum(abs(nbytes / budget - 1) <= 0.1 for nbytes in held) < 0.5 * len(held)
+    assert sum(abs(nbytes / budget - 1) <= 0.1 for nbytes in held) < 0.7 * len(held)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import tuckprop
 from tuckprop import ASI, HOSVD, SVD, GradientFilter, Subspace
 from tuckprop.allocation import Option, allocate
-from tuckprop.budget import example_loss, parse_bytes, tabulate
+from tuckprop.budget import Table, example_loss, parse_bytes, tabulate
 from tuckprop.codecs import Codec, Dense
 from tuckprop.errors import ConfigError
 
@@ -120,7 +120,7 @@ def test_asis_ranks_are_judged_as_published() -> None:
         count = math.prod(ranks) + sum(n * k for n, k in zip(x.shape, ranks, strict=True))
         if 4 * count < 4 * x.numel():
             expected.setdefault(4 * count, (ranks, float((lossy - exact).norm())))
-    found = {option.nbytes: (option.codec.ranks, option.error) for option in tables["0"] if option.error}
+    found = {option.nbytes: (option.codec.ranks, option.error) for option in tables["0"].options() if option.error}
     assert found.keys() >= expected.keys()
     for nbytes, (ranks, error) in expected.items():
         assert found[nbytes][0] == ranks
@@ -201,13 +201,13 @@ def test_without_a_gradient_the_activation_tells_settings_apart(codec: Codec) ->
     tables = tabulate(converted, codec, ["0", *silent], lambda: example_loss(converted(x)))
     halved = tabulate(converted, codec, ["0", *silent], lambda: 0.5 * example_loss(converted(x)))
     for name in silent:
-        options = sorted(tables[name], key=lambda option: option.nbytes)
+        options = tables[name].options()
         assert [option.nbytes for option in options if option.whole] == [options[-1].nbytes]
         errors = [option.error for option in options]
         assert errors[-1] == 0 < errors[-2] < 0.1 * errors[0]
         # In the scale of the sites that have a gradient, which ASI's errors follow.
         scale = 0.5 if isinstance(codec, ASI) else 1.0
-        for one, other in zip(tables[name], halved[name], strict=True):
+        for one, other in zip(options, halved[name].options(), strict=True):
             assert other.error == pytest.approx(scale * one.error, rel=1e-3, abs=1e-12)
 
 
@@ -233,3 +233,32 @@ def test_a_codec_without_settings_is_refused() -> None:
         tuckprop.plan(network(), smooth_images(0), GradientFilter(2), budget="1MB")
     with pytest.raises(ConfigError, match="a single codec config"):
         tuckprop.plan(network(), smooth_images(0), {"*": HOSVD()}, budget="1MB")
+
+
+def test_what_a_setting_takes_moves_those_beside_it() -> None:
+    known = {nbytes: HOSVD(epsilon) for nbytes, epsilon in ((1000, 0.8), (4000, 0.9))}
+    table = Table([Option(HOSVD(0.8), 1000, 0.2), Option(HOSVD(0.9), 4000, 0.1), Option(Dense(), 9000, 0.0)], known)
+    sizes = [option.nbytes for option in table.options()]
+    assert all(before < after <= 1.11 * before for before, after in itertools.pairwise(sizes[:-1]))
+    settings = [option.codec.epsilon for option in table.options()[:-1]]
+    assert settings == sorted(set(settings))
+    middle = table.options()[len(sizes) // 2]
+    assert not table.learn(table.options()[0], 1000)
+    assert table.learn(middle, 3500)
+    learnt = {option.codec: option for option in table.options()}
+    assert learnt[middle.codec].nbytes == 3500
+    assert not table.learn(learnt[middle.codec], 3500)
+    # Those below it are drawn up to it, those above lie between it and the next that was measured.
+    below = [option.nbytes for option in table.options() if not option.whole and option.codec.epsilon < 0.84]
+    above = [o.nbytes for o in table.options() if not o.whole and o.codec.epsilon > middle.codec.epsilon]
+    assert len(below) > 3
+    assert all(3500 < nbytes <= 4000 for nbytes in above)
+    assert [o.codec.epsilon for o in table.options()[:-1]] == sorted({o.codec.epsilon for o in table.options()[:-1]})
+
+
+def test_what_several_forms_take_alike_is_offered_once() -> None:
+    """Where codes take as many bytes at 0.9 as at 0.95, what lies beyond begins at the latter."""
+    form = Option(Subspace(0.9), 1000, 0.2)
+    table = Table([form, Option(Subspace(0.98), 2000, 0.1)], {1000: Subspace(0.95), 2000: Subspace(0.98)})
+    assert all(option.codec.epsilon > 0.95 for option in table.options()[1:])
+    assert len(table.options()) > 4

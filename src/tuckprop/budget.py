@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 import torch
@@ -25,8 +25,8 @@ GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 
 # The six that ASI's paper tries, and some beyond, as those alone leave large budgets unused.
 PERPLEXITY_GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 
-# Steps from one share to the next, of which the ends are measured.
-_PARTS = 4
+# From one setting of a site to the next, bytes grow by this factor at most, but where no share lies between.
+_STEP = 1.1
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -53,6 +53,60 @@ def parse_bytes(budget: int | str) -> int:
     return int(value)
 
 
+@dataclass
+class Table:
+    """The settings of one site.
+
+    Attributes:
+        measured: Those whose bytes were measured.
+        highest: By bytes, of those settings that take as many, the one of the highest epsilon; empty for ASI.
+    """
+
+    measured: list[Option]
+    highest: dict[int, Codec] = field(default_factory=dict)
+
+    def options(self) -> list[Option]:
+        """Return all settings, from the smallest on."""
+        return sorted(self.measured + self._between(), key=lambda option: option.nbytes)
+
+    def learn(self, option: Option, nbytes: int) -> bool:
+        """Take in what a setting takes in fact; say if that was not known."""
+        if not self.highest or option in self.measured:
+            return False
+        self.measured.append(replace(option, nbytes=nbytes))
+        same = self.highest.setdefault(nbytes, option.codec)
+        if _epsilon(option.codec) > _epsilon(same):
+            self.highest[nbytes] = option.codec
+        return True
+
+    def _between(self) -> list[Option]:
+        """Return settings between neighbours of these, with bytes and errors that are interpolated.
+
+        A model of few layers could not come near a budget without. What is lost goes from one to the other by equal
+        factors, and so do bytes and error; where more bytes do not mean less error, there is nothing between.
+        """
+        if not self.highest:
+            return []
+        lossy = sorted((option for option in self.measured if option.error), key=lambda one: _epsilon(one.codec))
+        found, known = [], {_epsilon(option.codec) for option in lossy}
+        for low, high in itertools.pairwise(lossy):
+            start, end = 1 - _epsilon(self.highest[low.nbytes]), 1 - _epsilon(high.codec)
+            if not (low.nbytes < high.nbytes and low.error > high.error and start > end > 0):
+                continue
+            parts = math.ceil(math.log(high.nbytes / low.nbytes, _STEP))
+            for share in (part / parts for part in range(1, parts)):
+                lost, nbytes, error = (
+                    one ** (1 - share) * other**share
+                    for one, other in ((start, end), (low.nbytes, high.nbytes), (low.error, high.error))
+                )
+                epsilon = round(1 - lost, 6)
+                if epsilon not in known:
+                    known.add(epsilon)
+                    setting = replace(low.codec, epsilon=epsilon)  # type: ignore[call-arg]
+                    found.append(Option(setting, round(nbytes), error))
+        return found
+
+
 def trials(codec: Codec, x: Tensor) -> Iterator[tuple[Codec, Packed, int]]:
     """Yield the settings of `codec` to try on the activation `x`, the form of `x` to judge each by, and its bytes.
 
@@ -67,7 +121,7 @@ def trials(codec: Codec, x: Tensor) -> Iterator[tuple[Codec, Packed, int]]:
             form = cast(TuckerPacked, HOSVD(share).compress(x))
             yield ASI(form.ranks), form, counted(x.shape, form.ranks) * x.element_size()
         return
-    if not any(field.name == "epsilon" for field in fields(codec)):
+    if not any(attribute.name == "epsilon" for attribute in fields(codec)):
         raise ConfigError(
             f"budget: {codec!r} has no epsilon or ranks to choose; use Subspace(), HOSVD(), SVD() or ASI()"
         )
@@ -77,9 +131,7 @@ def trials(codec: Codec, x: Tensor) -> Iterator[tuple[Codec, Packed, int]]:
         yield setting, packed, packed.nbytes
 
 
-def tabulate(
-    model: nn.Module, codec: Codec, sites: Sequence[str], run: Callable[[], Tensor]
-) -> dict[str, list[Option]]:
+def tabulate(model: nn.Module, codec: Codec, sites: Sequence[str], run: Callable[[], Tensor]) -> dict[str, Table]:
     """Measure every setting at every site on one batch: bytes, and the error of the weight gradient.
 
     Where that gradient is zero, as in front of a scale that starts at zero, it does not tell settings apart; the error
@@ -92,12 +144,12 @@ def tabulate(
         run: Runs the model on the batch and returns a scalar loss.
 
     Returns:
-        The options by site; sites that the loss does not reach have none.
+        The settings by site; sites that the loss does not reach have none.
     """
     modules = {name: cast(Twin, model.get_submodule(name)) for name in sites}
     names = {id(module._site): name for name, module in modules.items()}
     inputs: dict[str, list[Tensor]] = {name: [] for name in sites}
-    tables: dict[str, list[Option]] = {}
+    tables: dict[str, Table] = {}
     norms: dict[str, float] = {}
 
     def keep_input(event: PackEvent) -> None:
@@ -107,7 +159,7 @@ def tabulate(
     def on_gradient(name: str, grad: Tensor) -> None:
         # Uses of one layer come back in reverse order; the first to come back is tabulated.
         if inputs[name] and name not in tables:
-            tables[name], norms[name] = _options(modules[name], codec, inputs[name].pop(), grad)
+            tables[name], norms[name] = _table(modules[name], codec, inputs[name].pop(), grad)
         inputs[name].clear()
 
     handles = []
@@ -129,12 +181,13 @@ def tabulate(
         # Its errors are no shares: sites without a gradient count as if theirs were of the usual size.
         usual = statistics.median([norm for norm in norms.values() if norm] or [1.0])
         for name in (name for name, norm in norms.items() if not norm):
-            tables[name] = [replace(option, error=usual * option.error) for option in tables[name]]
+            options = tables[name].measured
+            tables[name] = Table([replace(option, error=usual * option.error) for option in options])
     return tables
 
 
-def _options(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> tuple[list[Option], float]:
-    """Return the options of one site, and the norm of its weight gradient."""
+def _table(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> tuple[Table, float]:
+    """Return the settings of one site, and the norm of its weight gradient."""
     grad = grad.reshape(len(x), *grad.shape[grad.dim() - x.dim() + 1 :])
     exact = module.weight_gradient(DensePacked(x), grad)
     norm = float(exact.norm())
@@ -153,34 +206,7 @@ def _options(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> tuple[list[
                 error = share * (norm or 1.0) if isinstance(codec, ASI) else share**2
                 options.append(Option(setting, nbytes, error))
             last[nbytes] = setting
-    return options if isinstance(codec, ASI) else options + between(options, last), norm
-
-
-def between(options: Sequence[Option], last: Mapping[int, Codec]) -> list[Option]:
-    """Return settings between neighbours of these, with bytes and errors that are interpolated, not measured.
-
-    A model of few layers could not come near a budget without. What is lost goes from one to the other by equal
-    factors, and so do bytes and error; where more bytes do not mean less error, there is nothing between.
-
-    Args:
-        options: Settings of one site that were measured; those without an error are passed over.
-        last: By bytes, the highest epsilon that takes as many.
-    """
-    lossy = sorted((option for option in options if option.error), key=lambda option: _epsilon(option.codec))
-    found = []
-    for low, high in itertools.pairwise(lossy):
-        start, end = (1 - _epsilon(codec) for codec in (last[low.nbytes], high.codec))
-        if not (low.nbytes < high.nbytes and low.error > high.error and start > end > 0):
-            continue
-        for part in range(1, _PARTS):
-            share = part / _PARTS
-            lost, nbytes, error = (
-                one ** (1 - share) * other**share
-                for one, other in ((start, end), (low.nbytes, high.nbytes), (low.error, high.error))
-            )
-            setting = replace(low.codec, epsilon=round(1 - lost, 6))  # type: ignore[call-arg]
-            found.append(Option(setting, round(nbytes), error))
-    return found
+    return Table(options, {} if isinstance(codec, ASI) else last), norm
 
 
 def _epsilon(codec: Codec) -> float:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ from tuckprop.budget import example_loss, parse_bytes, tabulate
 from tuckprop.codecs import Codec, Dense
 from tuckprop.convert import carry_out, keep_frozen, settle, thaw, unconvert
 from tuckprop.errors import ConfigError, TuckpropWarning
+from tuckprop.layers._allowance import Spent
 from tuckprop.memory.census import census, untouched
 from tuckprop.plan import CodecChoice, Elsewhere, Plan, Select, is_compressible
 
 # Share of a budget to aim at and that is near enough, and how often what is held is measured to come nearer.
 _AIM, _NEAR = 0.98, 0.95
-_ROUNDS = 6
+_ROUNDS = 10
 
 
 def plan(
@@ -67,7 +68,8 @@ def plan(
                 decided = _within(model, example_input, codec, decided, limit, loss_fn or example_loss)
             packed, spent = _held_converted(model, example_input, decided)
             if limit is not None:
-                decided = replace(decided, budget=limit, form_bytes=limit - sum(packed.values()) + spent)
+                forms = sum(site.nbytes for site in spent.values())
+                decided = replace(decided, budget=limit, form_bytes=limit - sum(packed.values()) + forms)
         finally:
             unconvert(model)
             if keep is not None:
@@ -124,15 +126,15 @@ def _held(model: nn.Module, example: Any, decided: Plan, shapes: dict[str, tuple
             handle.remove()
 
 
-def _held_converted(model: nn.Module, example: Any, decided: Plan) -> tuple[dict[str, int], int]:
-    """Return held bytes by module, and what sites keep of activations, with the plan carried out.
+def _held_converted(model: nn.Module, example: Any, decided: Plan) -> tuple[dict[str, int], Mapping[str, Spent]]:
+    """Return held bytes by module, and what each site keeps of activations, with the plan carried out.
 
     Only classes are put back afterwards.
     """
     allowance = carry_out(model, replace(decided, budget=0, form_bytes=0))
     assert allowance is not None
     try:
-        return _held(model, example, decided, {}), allowance.taken
+        return _held(model, example, decided, {}), allowance.spent
     finally:
         unconvert(model)
 
@@ -153,57 +155,84 @@ def _within(
     finally:
         unconvert(model)
 
-    def spend(limit: int) -> tuple[Plan, int]:
-        """Return the plan in which sites may take so many bytes by their tables, and the bytes that it then holds."""
-        chosen = _with_codecs(decided, {name: option.codec for name, option in allocate(tables, limit).items()})
-        return chosen, sum(_held_converted(model, example, chosen)[0].values())
+    def spend(limit: int) -> Spending:
+        """Return the plan in which sites may take so many bytes by their tables."""
+        options = allocate({name: table.options() for name, table in tables.items()}, limit)
+        chosen = _with_codecs(decided, {name: option.codec for name, option in options.items()})
+        held, spent = _held_converted(model, example, chosen)
+        # What is used several times is in the table once.
+        once = {name: spent[name].nbytes for name in options if name in spent and spent[name].uses == 1}
+        learnt = [tables[name].learn(options[name], nbytes) for name, nbytes in once.items()]
+        by_table = sum(once.get(name, option.nbytes) for name, option in options.items())
+        return Spending(chosen, sum(held.values()), by_table, any(learnt))
 
-    least, most = (sum(end(option.nbytes for option in options) for options in tables.values()) for end in (min, max))
-    smallest, held = spend(least)
-    if held > budget:
-        raise ConfigError(
-            f"plan(budget=...): {budget} bytes are too few; this model on this batch holds at least {held}"
-        )
-    found = _approach(spend, budget, (least, most), smallest, held)
-    return replace(found, sites=tuple(replace(site, options=tuple(tables.get(site.name, ()))) for site in found.sites))
+    sizes = [[option.nbytes for option in table.options()] for table in tables.values()]
+    least, most = (sum(map(end, sizes)) for end in (min, max))
+    found = _approach(spend, budget, least, most)
+    options = {name: tuple(table.options()) for name, table in tables.items()}
+    return replace(found, sites=tuple(replace(site, options=options.get(site.name, ())) for site in found.sites))
 
 
-def _approach(
-    spend: Callable[[int], tuple[Plan, int]], budget: int, limits: tuple[int, int], smallest: Plan, least_held: int
-) -> Plan:
+@dataclass(frozen=True)
+class Spending:
+    """A plan for a limit.
+
+    Attributes:
+        plan: The plan.
+        held: Bytes that it holds.
+        by_table: Bytes of the sites in its tables, corrected by what they hold.
+        learnt: Whether that was not in the tables yet.
+    """
+
+    plan: Plan
+    held: int
+    by_table: int
+    learnt: bool
+
+
+def _approach(spend: Callable[[int], Spending], budget: int, least: int, most: int) -> Plan:
     """Return, of a few plans, the one that holds the most within the budget.
 
-    Sites that share a tensor hold it once, and settings in between have no measured bytes, so that what tables say is
-    not what is held: limits that hold too little and too much come nearer and nearer.
+    Settings in between have no measured bytes before they are chosen, and sites that share a tensor hold it once, so
+    that what tables say is not what is held. The former is learnt; for the latter, limits that hold too little and too
+    much come nearer and nearer.
 
     Args:
-        spend: Returns a plan for a limit, and the bytes it holds.
+        spend: Returns a plan for a limit, and learns.
         budget: Bytes that may be held.
-        limits: The lowest, and the highest that makes a difference.
-        smallest: The plan of the lowest.
-        least_held: What that holds.
+        least: The lowest limit.
+        most: The highest that makes a difference.
 
-    Returns:
-        The plan.
+    Raises:
+        ConfigError: The plan of the lowest holds more than the budget.
     """
-    least, most = limits
-    best, best_held, aim = smallest, least_held, int(_AIM * budget)
-    low, low_held, high, high_held = least, least_held, 0, 0
-    limit = least + budget - least_held
+    best = smallest = spend(least)
+    if smallest.held > budget:
+        raise ConfigError(
+            f"plan(budget=...): {budget} bytes are too few; this model on this batch holds at least {smallest.held}"
+        )
+    aim = int(_AIM * budget)
+    low, low_held, high, high_held = least, smallest.held, 0, 0
+    limit = least + budget - smallest.held
     for _ in range(_ROUNDS):
-        chosen, held = spend(limit)
-        if best_held < held <= budget:
-            best, best_held = chosen, held
-        if held > budget:
-            high, high_held = limit, held
-        else:
-            low, low_held = limit, held
-        if best_held >= _NEAR * budget or (limit >= most and not high):
+        spent = spend(limit)
+        if best.held < spent.held <= budget:
+            best = spent
+        if best.held >= _NEAR * budget or (limit >= most and not spent.learnt and not high):
             break
+        if spent.learnt:
+            # Tables are others now, and limits mean something else.
+            low, low_held, high = least, smallest.held, 0
+            limit = max(least, spent.by_table + aim - spent.held)
+            continue
+        if spent.held > budget:
+            high, high_held = limit, spent.held
+        else:
+            low, low_held = limit, spent.held
         # Inside of both, as what a limit holds rises by steps.
         share = min(0.9, max(0.1, (aim - low_held) / (high_held - low_held))) if high else 0.0
         limit = low + int(share * (high - low)) if high else low + aim - low_held
-    return best
+    return best.plan
 
 
 def _with_codecs(plan: Plan, codecs: Mapping[str, Codec]) -> Plan:

@@ -49,6 +49,26 @@ def test_no_more_is_lost_than_epsilon_says(epsilon: float) -> None:
     assert lost_share(x, packed.dense()) <= 1 - epsilon
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("epsilon", [0.92, 0.95, 0.998])
+def test_where_much_is_asked_no_more_bits_are_taken_than_that_needs(
+    epsilon: float, layout: torch.memory_format
+) -> None:
+    x = noise(0).contiguous(memory_format=layout)
+    tracker = Subspace(epsilon).tracker()
+    packed = tracker.compress(x)
+    assert isinstance(packed, CodedPacked)
+    first, rest = packed.stretches
+    assert first.bits == 2 * rest.bits
+    assert first.elements + rest.elements == x.numel()
+    assert rest.bits * x.numel() < 8 * packed.nbytes - 32 * (2**first.bits + 2**rest.bits) < first.bits * x.numel()
+    assert 0.8 * (1 - epsilon) < lost_share(x, packed.dense()) <= 1 - epsilon
+    assert packed.dense().stride() == x.stride()
+    for later in (noise(1), noise(2)[:1], noise(3)):
+        assert lost_share(later, tracker.compress(later).dense()) <= 1.25 * (1 - epsilon)
+        assert tracker.refreshes == 1
+
+
 def test_what_codes_cannot_serve_is_factored_or_kept() -> None:
     for x in (noise(0).double(), noise(0).half(), noise(0, shape=(4, 8, 8, 8)), noise(0)[:, :, ::2]):
         assert not isinstance(Subspace(0.8).compress(x), CodedPacked)
@@ -62,7 +82,7 @@ def test_bfloat16_is_coded_as_the_same_in_single_precision() -> None:
         packed, single = one.compress(x), other.compress(x.float())
         assert isinstance(packed, CodedPacked)
         assert packed.dense().dtype == torch.bfloat16
-        assert torch.equal(packed.codes, single.tensors()[0])
+        assert torch.equal(packed.tensors()[0], single.tensors()[0])
         assert lost_share(x, packed.dense()) <= 0.2
 
 
@@ -176,7 +196,7 @@ def test_a_standardised_input_is_coded_as_if_it_were_formed() -> None:
 
 
 def restored(tracker: SubspaceTracker) -> SubspaceTracker:
-    fresh = Subspace(0.8).tracker()
+    fresh = Subspace(tracker.epsilon).tracker()
     fresh.restore(torch.load(_saved(tracker.state()), weights_only=True))
     return fresh
 
@@ -188,9 +208,10 @@ def _saved(state: dict[str, object]) -> io.BytesIO:
     return buffer
 
 
+@pytest.mark.parametrize("epsilon", [0.8, 0.95])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t)), restored])
-def test_codes_survive_copies_and_checkpoints(copied: object) -> None:
-    tracker = Subspace(0.8).tracker()
+def test_codes_survive_copies_and_checkpoints(copied: object, epsilon: float) -> None:
+    tracker = Subspace(epsilon).tracker()
     tracker.compress(noise(0))
     twin = copied(tracker)  # type: ignore[operator]
     assert torch.equal(twin.compress(noise(1)).dense(), tracker.compress(noise(1)).dense())

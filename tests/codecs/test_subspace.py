@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tuckprop
 from tests.cases import decaying
-from tuckprop import Subspace
+from tuckprop import HOSVD, Subspace
 from tuckprop.codecs._tucker import TuckerPacked
 from tuckprop.codecs.subspace import SubspaceTracker
 from tuckprop.errors import ConfigError
@@ -102,6 +102,41 @@ def test_an_axis_whose_bases_do_not_carry_over_is_left_whole_until_the_horizon()
     assert tracker.refreshes == 4 + 1 + 2
     # The paper counts no factor for an axis that has none.
     assert packed[5].paper_count() == packed[5].core.numel() + sum(f.numel() for f in packed[5].factors.values())
+
+
+def test_other_settings_begin_with_what_was_learnt_and_with_bases_of_their_own() -> None:
+    tracker = Subspace(0.9, slack=0.0).tracker()
+    for seed in range(3):
+        pack(tracker, decaying(SHAPE, seed=seed, decay=0.7))
+    (before,) = tracker.bases.values()
+    assert before.misses == 2
+    x = decaying(SHAPE, seed=3, decay=0.7)
+    for epsilon in (0.8, 0.95):
+        heir = tracker.heir(Subspace(epsilon, slack=0.0))
+        packed = pack(heir, x)
+        (known,) = heir.bases.values()
+        assert (known.misses, known.age, heir.refreshes) == (2, 1, 1)
+        assert lost_share(x, packed) <= 3 * (1 - epsilon)
+        # Those of a tracker that knows nothing have no room.
+        assert packed.nbytes > pack(Subspace(epsilon, slack=0.0).tracker(), x).nbytes
+        pack(heir, x)
+        assert heir.refreshes == 1
+    # The bases that the others came from serve as before.
+    assert list(tracker.bases.values()) == [before]
+    assert not before.due
+    assert tracker.heir(HOSVD(0.8)) is None
+
+
+def test_other_settings_leave_the_axes_whole_that_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuckprop.codecs.subspace._PATIENCE", 1)
+    tracker = Subspace(0.9, slack=0.0).tracker()
+    for seed in range(2):
+        pack(tracker, decaying(SHAPE, seed=seed, decay=0.7))
+    (before,) = tracker.bases.values()
+    assert before.whole
+    heir = tracker.heir(Subspace(0.8))
+    packed = pack(heir, decaying(SHAPE, seed=5, decay=0.7))
+    assert not before.whole & packed.factors.keys()
 
 
 def test_a_standardised_input_is_packed_as_if_it_were_formed() -> None:

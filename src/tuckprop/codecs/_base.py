@@ -73,6 +73,9 @@ class Tracker(Protocol):
     def compress_standardised(self, source: Standardised) -> Packed:
         """Return `source.dense()` in the codec's form, if possible without forming it."""
 
+    def heir(self, codec: "Codec") -> "Tracker | None":
+        """Return what a site carries on with when its codec is replaced by this one: what was learnt may help there."""
+
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every tensor that is remembered."""
 

@@ -52,6 +52,7 @@ class Bases:
         whole: Axes that have no basis, because theirs do not carry over from one batch to the next.
         batch_pays: Whether a factor of the batch saved enough bytes when the bases were new.
         measured: What the last activation packed with them lost, where that is read a step later.
+        due: Whether they serve no more, as the site has other settings now; what was learnt with them does.
     """
 
     factors: dict[int, Tensor]
@@ -64,3 +65,4 @@ class Bases:
     whole: frozenset[int] = frozenset()
     batch_pays: bool = True
     measured: Measured | None = None
+    due: bool = False

@@ -8,51 +8,61 @@ from torch import Size, Tensor
 from tuckprop.codecs._base import Packed
 from tuckprop.linalg.layout import flat
 from tuckprop.linalg.levelcode import decode_into
+from tuckprop.linalg.mixed_code import Stretch
 
-# Shape, strides and dtype of the activation, bits an element, and the elements that the paper counts.
-_Meta = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, int, int]
+# Shape, strides and dtype of the activation, bits and number of the elements of each stretch, and the elements that the
+# paper counts.
+_Meta = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, tuple[tuple[int, int], ...], int]
 
 
 class CodedPacked(Packed):
     """`x[i] = levels[code[i]]`, in the order of memory.
 
     Attributes:
-        codes: uint8 [ceil(n * bits / 8)], packed.
-        levels: float32 [2 ** bits].
+        stretches: Codes and levels of the first elements, of those that follow, and so on.
     """
 
-    def __init__(self, codes: Tensor, levels: Tensor, meta: _Meta) -> None:
-        self.codes = codes
-        self.levels = levels
-        self._meta = meta
+    def __init__(
+        self,
+        stretches: Sequence[Stretch],
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        dtype: torch.dtype,
+        by_paper: int,
+    ) -> None:
+        self.stretches = tuple(stretches)
+        self._shape, self._strides, self._dtype, self._by_paper = shape, strides, dtype, by_paper
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return the codes and the levels."""
-        return self.codes, self.levels
+        """Return the codes and the levels of each stretch."""
+        return tuple(tensor for stretch in self.stretches for tensor in (stretch.codes, stretch.levels))
 
     @property
     def meta(self) -> _Meta:
-        """Shape, strides and dtype of the activation, bits an element, and the elements that the paper counts."""
-        return self._meta
+        """Of the activation shape, strides and dtype, of each stretch bits and elements, and what the paper counts."""
+        sizes = tuple((stretch.bits, stretch.elements) for stretch in self.stretches)
+        return self._shape, self._strides, self._dtype, sizes, self._by_paper
 
     @classmethod
     def rebuild(cls, tensors: Sequence[Tensor], meta: _Meta) -> "CodedPacked":
         """Make the object again."""
-        codes, levels = tensors
-        return cls(codes, levels, meta)
+        shape, strides, dtype, sizes, by_paper = meta
+        parts = zip(tensors[::2], tensors[1::2], sizes, strict=True)
+        return cls([Stretch(codes, levels, *size) for codes, levels, size in parts], shape, strides, dtype, by_paper)
 
     @property
     def shape(self) -> Size:
         """Shape of the activation."""
-        return Size(self._meta[0])
+        return Size(self._shape)
 
     def dense(self) -> Tensor:
         """Return the levels; shape `self.shape`, with the strides of the activation."""
-        shape, strides, dtype, bits, _ = self._meta
-        x = torch.empty_strided(shape, strides, dtype=dtype, device=self.codes.device)
-        decode_into(self.codes, self.levels, bits, flat(x))
+        x = torch.empty_strided(self._shape, self._strides, dtype=self._dtype, device=self.stretches[0].codes.device)
+        values = flat(x).split([stretch.elements for stretch in self.stretches])
+        for stretch, part in zip(self.stretches, values, strict=True):
+            decode_into(stretch.codes, stretch.levels, stretch.bits, part)
         return x
 
     def paper_count(self) -> int:
         """Return what the paper counts for the factors that would be kept instead; it has no such form."""
-        return self._meta[4]
+        return self._by_paper

@@ -4,8 +4,9 @@ Levels are fitted to an activation once; what they lose is measured on each, and
 grown. Codes serve float32 and bfloat16 on a CPU: the host waits for no device.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from tuckprop.linalg.bits import CODE_BITS, packed_bytes
 from tuckprop.linalg.fitted_code import FittedCode, energy_of_dense, fit
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.layout import is_dense
+from tuckprop.linalg.mixed_code import MixedCode, Stretch
 from tuckprop.linalg.piecewise import Levels
 from tuckprop.linalg.standardised import Standardised
 
@@ -30,6 +32,10 @@ _LEAST_CODED = 1 << 14
 # Of the bytes of core and factors, so many are worth giving up for what factors save in the product with a gradient:
 # time. A norm has no such product.
 _FACTORS_SERVE = 2 / 3
+
+# Beyond this epsilon, codes of two numbers of bits are mixed, to lose no less than may be lost. Up to it, what a code
+# loses less is what makes accuracy better than with factors, for few bytes.
+_EXACTING = 0.9
 
 
 def least_loss(epsilon: float) -> float:
@@ -42,16 +48,35 @@ class CodeInUse:
     """A code for activations of one size.
 
     Attributes:
-        code: The levels, for a root mean square of 1.
+        code: The code, or the mix of two.
         lost: Share of the energy that was lost when they were fitted.
         ranks: Ranks of the bases that it stands for, of every axis, for the paper's count.
         age: Activations packed with it since it took the place of bases.
     """
 
-    code: FittedCode
+    code: MixedCode
     lost: float
     ranks: tuple[int, ...]
     age: int = 1
+
+
+class Encoded(NamedTuple):
+    """A tensor's codes.
+
+    Attributes:
+        code: By which.
+        stretches: The codes and levels.
+        lost: Share of the energy that is lost.
+    """
+
+    code: MixedCode
+    stretches: Sequence[Stretch]
+    lost: float
+
+    @classmethod
+    def by(cls, code: MixedCode, x: Tensor, energy: float) -> "Encoded":
+        """Encode a tensor of this energy."""
+        return cls(code, *code.encode(x, energy))
 
 
 @dataclass
@@ -89,22 +114,23 @@ class CodeTracker:
         energy = x.energy.read() if isinstance(x, Standardised) else energy_of_dense(x)
         check_energy(energy, like)
         if not energy > 0:
-            zeros = torch.zeros(packed_bytes(like.numel(), known.code.bits), dtype=torch.uint8)
-            return _coded(like, zeros, torch.zeros(1 << known.code.bits), known), False
-        codes, levels, lost = known.code.encode(x, energy)
+            bits, count = known.code.code.bits, like.numel()
+            zeros = torch.zeros(packed_bytes(count, bits), dtype=torch.uint8)
+            return _coded(like, [Stretch(zeros, torch.zeros(1 << bits), bits, count)], known), False
+        stretches, lost = known.code.encode(x, energy)
         fitted = not stays and lost > (1 + self.slack) * max(known.lost, least_loss(self.epsilon))
         if fitted:
             # The values are spread otherwise than they were.
             dense = x.dense() if isinstance(x, Standardised) else x
-            code = fit(dense, energy, known.code.bits)
-            codes, levels, lost = code.encode(dense, energy)
+            code = known.code.anew(dense, energy)
+            stretches, lost = code.encode(dense, energy)
             if lost > 1 - self.epsilon:
                 del self.in_use[key]
                 return None
             known = replace(known, code=code, lost=lost)
         if not stays:
             self.in_use[key] = replace(known, age=known.age + 1)
-        return _coded(like, codes, levels, known), fitted
+        return _coded(like, stretches, known), fitted
 
     def instead_of(self, form: TuckerPacked | HalfPacked, x: Source) -> Packed:
         """Return `form`, or codes of `x` where those take far fewer bytes and lose no more than `1 - epsilon`.
@@ -115,27 +141,44 @@ class CodeTracker:
         if like.numel() < _LEAST_CODED or not _codable(like):
             return form
         most = min(form.nbytes * (1.0 if isinstance(x, Standardised) else _FACTORS_SERVE), like.nbytes)
-        dense, energy = None, 0.0
+        mixes = self.epsilon > _EXACTING and not isinstance(x, Standardised)
+        dense, energy, before = None, 0.0, list[Encoded]()
         for bits in CODE_BITS:
-            if packed_bytes(like.numel(), bits) + 4 * (1 << bits) >= most:
+            # A mix takes more than the fewer bits of the two.
+            least = before[-1].code.code.bits if before and mixes else bits
+            if packed_bytes(like.numel(), least) + 4 * (1 << least) >= most:
                 break
             if dense is None:
                 dense = x.dense() if isinstance(x, Standardised) else x
                 energy = energy_of_dense(dense)
             if not energy > 0:
                 break
-            code = fit(dense, energy, bits)
-            codes, levels, lost = code.encode(dense, energy)
-            if lost <= 1 - self.epsilon:
-                known = self.in_use[tuple(x.shape[1:])] = CodeInUse(code, lost, form.ranks)
-                return _coded(like, codes, levels, known)
+            found = Encoded.by(MixedCode(fit(dense, energy, bits)), dense, energy)
+            if found.lost > 1 - self.epsilon:
+                before.append(found)
+                continue
+            if before and mixes:
+                found = self._mix(before[-1], found, dense, energy)
+            known = CodeInUse(found.code, found.lost, form.ranks)
+            coded = _coded(like, found.stretches, known)
+            if coded.nbytes >= most:
+                break
+            self.in_use[tuple(x.shape[1:])] = known
+            return coded
         return form
+
+    def _mix(self, fewer: "Encoded", more: "Encoded", x: Tensor, energy: float) -> "Encoded":
+        """Return `x` by a mix of a code that loses too much and one that does not, or by the latter."""
+        mixed = MixedCode.between(fewer.code.code, more.code.code, (fewer.lost, more.lost), 1 - self.epsilon)
+        found = more if mixed.first is None else Encoded.by(mixed, x, energy)
+        return found if found.lost <= 1 - self.epsilon else more
 
     def state(self) -> list[dict[str, Any]]:
         """Return the codes, for a checkpoint."""
         return [
             {"size": list(key), "lost": known.lost, "ranks": list(known.ranks), "age": known.age}
-            | {"bits": known.code.bits, "levels": asdict(known.code.levels)}
+            | {"codes": [_data(code) for code in (known.code.code, known.code.first) if code is not None]}
+            | {"share": known.code.share}
             for key, known in self.in_use.items()
         ]
 
@@ -143,7 +186,8 @@ class CodeTracker:
         """Take over what `state` returned."""
         self.in_use = Recent()
         for entry in state:
-            code = FittedCode.of(entry["bits"], Levels(**entry["levels"]))
+            parts = [FittedCode.of(part["bits"], Levels(**part["levels"])) for part in entry.get("codes", [entry])]
+            code = MixedCode(parts[0], parts[1] if parts[1:] else None, entry.get("share", 0.0))
             self.in_use[tuple(entry["size"])] = CodeInUse(code, entry["lost"], tuple(entry["ranks"]), entry["age"])
 
 
@@ -151,9 +195,13 @@ def _codable(x: Tensor) -> bool:
     return x.dtype in {torch.float32, torch.bfloat16} and not waiting_costs(x.device) and is_dense(x)
 
 
-def _coded(x: Tensor, codes: Tensor, levels: Tensor, known: CodeInUse) -> CodedPacked:
+def _data(code: FittedCode) -> dict[str, Any]:
+    return {"bits": code.bits, "levels": asdict(code.levels)}
+
+
+def _coded(x: Tensor, stretches: Sequence[Stretch], known: CodeInUse) -> CodedPacked:
     ranks = tuple(min(rank, size) for rank, size in zip(known.ranks, x.shape, strict=True))
-    return CodedPacked(codes, levels, (tuple(x.shape), x.stride(), x.dtype, known.code.bits, counted(x.shape, ranks)))
+    return CodedPacked(stretches, tuple(x.shape), x.stride(), x.dtype, counted(x.shape, ranks))
 
 
 __all__ = ["CodeInUse", "CodeTracker", "least_loss"]

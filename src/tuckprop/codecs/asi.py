@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuckprop.codecs._base import Codec, Packed, codecs
+from tuckprop.codecs._base import Codec, Packed, Tracker, codecs
 from tuckprop.codecs._recent import Recent
 from tuckprop.codecs._recomputation import Recomputation
 from tuckprop.codecs._tucker import in_memory_order
@@ -44,6 +44,10 @@ class IterationTracker:
     def compress_standardised(self, source: Standardised) -> Packed:
         """Return core and factors of `source.dense()`: every basis takes its step from that."""
         return self.compress(source.dense())
+
+    def heir(self, codec: Codec) -> Tracker | None:
+        """Return the tracker of other ranks, which starts anew."""
+        return codec.tracker()
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""

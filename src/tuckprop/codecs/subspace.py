@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuckprop.codecs._base import Codec, Packed, codecs
+from tuckprop.codecs._base import Codec, Packed, Tracker, codecs
 from tuckprop.codecs._bases import Bases, Measured
 from tuckprop.codecs._half import HalfPacked, halves, rounded
 from tuckprop.codecs._ledger import open_ledger
@@ -138,7 +138,9 @@ class SubspaceTracker:
         """Say whether nothing is known to save bytes here until the horizon; if so, this is one more use."""
         key = tuple(x.shape[1:])
         known = self.bases.get(key)
-        if known is None or known.factors or known.batch_pays or (known.age >= self.horizon and not stays):
+        if known is None or known.factors or known.batch_pays or known.due:
+            return False
+        if known.age >= self.horizon and not stays:
             return False
         if not stays:
             self.uses += 1
@@ -149,6 +151,14 @@ class SubspaceTracker:
         """Note one more activation with these bases, which are the last ones in use."""
         known.age += 1
         self.bases[key] = known
+
+    def heir(self, codec: Codec) -> Tracker | None:
+        """Return the tracker of other settings: it knows which axes to leave whole, and how much room bases need."""
+        tracker = codec.tracker()
+        if isinstance(tracker, SubspaceTracker):
+            for key, known in self.bases.items():
+                tracker.bases[key] = replace(known, due=True)
+        return tracker
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""
@@ -189,7 +199,7 @@ class SubspaceTracker:
         places = inverse(order)
         key = tuple(like.shape[place] for place in places[1:])
         known = self.bases.get(key)
-        usable = known is not None and (stays or known.age < self.horizon)
+        usable = known is not None and not known.due and (stays or known.age < self.horizon)
         # Where waiting for it costs, what is lost is read at the next activation.
         lagged = energy_of(y) if waiting_costs(like.device) else None
         core, missed, energy = None, False, 0.0
@@ -311,6 +321,8 @@ class SubspaceTracker:
         """Return misses and axes to leave whole, now that these bases are replaced, because they missed or not."""
         if known is None:
             return 0, frozenset()
+        if known.due:
+            return known.misses, known.whole
         if known.age >= self.horizon:
             return max(0, known.misses - 1), frozenset()
         if not missed:

@@ -17,11 +17,11 @@ from tuckprop.allocation import Option, allocate
 from tuckprop.layers._uncompiled import uncompiled
 
 # Shares of the budget: what is aimed at, between what bounds nothing is changed, and beyond what nothing is waited for.
-_AIM, _LOW, _HIGH, _FAR = 0.97, 0.93, 1.02, 1.08
+_AIM, _LOW, _HIGH, _FAR = 0.97, 0.92, 1.02, 1.08
 
 # Shares of the budget that a forward may be expected to end with before settings are corrected in it, and how far from
 # what the last correction expected.
-_SHORT, _OVER, _MOVED = 0.94, 1.05, 0.02
+_SHORT, _OVER, _MOVED = 0.93, 1.05, 0.02
 
 # Forward passes with fewer elements than this share of the largest, such as an epoch's last batch, say nothing, and
 # nothing is expected of them.
@@ -93,9 +93,10 @@ class Allowance:
         taken: Bytes of all of them.
         expected: What they take in the end, by the last forward.
         ahead: Bytes of that which are still to come.
-        foreseen: Bytes that the model was expected to hold by the last correction in this forward; 0 without one.
+        foreseen: Bytes that the model was expected to hold by the last correction in this forward; without one, what
+            the last forward held where that was too little, for lack of larger settings; else 0.
         repacked: The last site of this forward whose form was not afforded.
-        short: Whether the last forward took less than it should.
+        short: What the last forward held, if too little; else 0.
         void: Whether no conclusion is to be drawn from this forward.
         largest: Most elements of a forward, of those that came lately.
         smaller: Forward passes in a row that had fewer.
@@ -116,7 +117,7 @@ class Allowance:
     ahead: int = 0
     foreseen: int = 0
     repacked: str = ""
-    short: bool = False
+    short: int = 0
     void: bool = False
     largest: int = 0
     smaller: int = 0
@@ -154,14 +155,16 @@ class Allowance:
         # A first use tells of the site's other ones.
         known, told = (usual.nbytes, usual.whole(nbytes, elements)) if first else (usual.share(elements), nbytes)
         held = self._fixed + self.taken + told + max(0, self.ahead - known)
-        if _SHORT * self.budget <= held <= _OVER * self.budget or abs(held - self.foreseen) < _MOVED * self.budget:
-            return True
-        over = held > _OVER * self.budget
-        # What stays below for lack of larger settings is left to the next forward, which does not ask at every site.
-        if self.short and not over and name != self.repacked:
+        if _SHORT * self.budget <= held <= _OVER * self.budget:
             return True
         waiting = [site for site in self.sites if site in self.expected and site not in self.spent and site != name]
-        again = name in self.sites and first and (over or name == self.repacked or not waiting)
+        # The last one makes up for what is left, where it has a larger setting.
+        last = name in self.sites and first and not waiting
+        if last and held < self.budget and self.chosen[name] == len(self.options[name]) - 1:
+            return True
+        if abs(held - self.foreseen) < _MOVED * self.budget and not last:
+            return True
+        again = last or (name in self.sites and first and (held > _OVER * self.budget or name == self.repacked))
         if not self._correct(name, told, self.ahead - known, waiting, again):
             return True
         self.repacked = name
@@ -182,11 +185,12 @@ class Allowance:
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         spent, void = self.spent, self.void
-        self.spent, self.taken, self.void, self.foreseen, self.repacked = {}, 0, False, 0, ""
+        self.spent, self.taken, self.void, self.repacked = {}, 0, False, ""
         elements = sum(site.elements for site in spent.values())
         if not void and elements and self._counts(elements):
             self.expected = spent
             self._follow(spent)
+        self.foreseen = self.short
         self.ahead = sum(site.nbytes for site in self.expected.values())
 
     def _counts(self, elements: int) -> bool:
@@ -203,7 +207,7 @@ class Allowance:
             self.took[name][number] = (spent[name].nbytes if name in spent else 0, self.forwards)
         held = self._fixed + sum(site.nbytes for site in spent.values())
         self.rest -= 1
-        self.short = held < _LOW * self.budget
+        self.short = held if held < _LOW * self.budget else 0
         if not self.short and held <= _HIGH * self.budget:
             self.pause = 1
         elif self.rest <= 0 or held > _FAR * self.budget:
@@ -223,38 +227,48 @@ class Allowance:
         """
         before = self.chosen.get(name)
         if again:
-            self.took[name][self.chosen[name]] = (told, self.forwards)
+            took, now = self.took[name], self.forwards + 1
+            if not self.short or abs(took.get(self.chosen[name], (0, 0))[0] - told) > _MOVED * told:
+                # This activation is another: what settings took of those before says less.
+                took = {number: entry for number, entry in took.items() if entry[1] == now}
+            self.took[name] = took | {self.chosen[name]: (told, now)}
         ahead -= sum(self.expected[site].nbytes for site in waiting)
         taken = self.taken + max(0, ahead) + (0 if again else told)
-        self.foreseen = self._fixed + taken + self._choose([*waiting, name] if again else waiting, taken)
+        self.foreseen = self._fixed + taken + self._choose([*waiting, name] if again else waiting, taken, name)
         return self.chosen.get(name) != before
 
-    def _choose(self, names: Sequence[str], others: int) -> int:
+    def _choose(self, names: Sequence[str], others: int, at_hand: str = "") -> int:
         """Choose settings for these sites, beside so many bytes of forms; return the bytes that they should take."""
-        tables = {name: self._corrected(name) for name in names}
+        tables = {name: self._corrected(name, name == at_hand) for name in names}
         in_reach = {name: list(table.values()) for name, table in tables.items()}
-        limit = int(_AIM * self.budget) - self._fixed - others
+        # The form at hand, if no other is to come, is measured: nothing is to be expected beyond.
+        aim = 1.0 if names == [at_hand] else _AIM
+        limit = int(aim * self.budget) - self._fixed - others
         limit = max(limit, sum(min(option.nbytes for option in table) for table in in_reach.values()))
         chosen = allocate(in_reach, limit)
         for name, option in chosen.items():
             self._set(name, next(number for number, entry in tables[name].items() if entry is option), option.nbytes)
         return sum(option.nbytes for option in chosen.values())
 
-    def _corrected(self, name: str) -> dict[int, Option]:
+    def _corrected(self, name: str, at_hand: bool) -> dict[int, Option]:
         """Return the settings that a site may change to, with the bytes that they are now expected to take."""
-        options, took, number = self.options[name], self.took[name], self.chosen[name]
-        planned = options[number].nbytes
+        options, took = self.options[name], self.took[name]
+        latest = max((when for _, when in took.values()), default=0)
         # What is kept whole says nothing about forms.
-        ratio = took[number][0] / planned if planned and not options[number].whole else 1.0
-        # The next larger one is in reach, however large.
+        known = sorted(number for number, (_, when) in took.items() if when == latest and not options[number].whole)
+        # Of the activation at hand each is tried. For others the next larger one is in reach, however large.
+        planned = options[self.chosen[name]].nbytes
         reach = max(_STRIDE * planned, min((o.nbytes for o in options if o.nbytes > planned), default=0))
         table = {}
         for other, option in enumerate(options):
-            if option.nbytes > reach:
+            if option.nbytes > reach and not at_hand:
                 continue
             nbytes, when = took.get(other, (0, -_FRESH))
             if self.forwards - when >= _FRESH:
-                nbytes = option.nbytes if option.whole else round(option.nbytes * ratio)
+                nearest = min(known, key=lambda number: abs(number - other), default=None)
+                nbytes = option.nbytes
+                if nearest is not None and not option.whole:
+                    nbytes = round(nbytes * took[nearest][0] / options[nearest].nbytes)
             table[other] = replace(option, nbytes=nbytes)
         return table
 

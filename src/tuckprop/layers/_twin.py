@@ -26,7 +26,7 @@ from tuckprop.linalg.standardised import Standardised
 log = logging.getLogger("tuckprop")
 
 # How often an activation is packed again, at most, where its form is more than a budget affords.
-_TRIES = 3
+_TRIES = 8
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Site:
 
     def choose(self, option: Option) -> None:
         """Keep activations by this setting from now on."""
-        self.codec = option.codec
-        self.tracker = self.codec.tracker()
+        before, self.codec = self.tracker, option.codec
+        self.tracker = self.codec.tracker() if before is None else before.heir(self.codec)
 
     def pack(self, x: Tensor) -> Packed:
         """Return what to keep of `x` for backward: the codec's form, or `x` where that is smaller or costs nothing.
