@@ -128,7 +128,7 @@ def test_other_settings_begin_with_what_was_learnt_and_with_bases_of_their_own()
 
 
 def test_other_settings_leave_the_axes_whole_that_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuckprop.codecs.subspace._PATIENCE", 1)
+    monkeypatch.setattr("tuckprop.codecs._bases._PATIENCE", 1)
     tracker = Subspace(0.9, slack=0.0).tracker()
     for seed in range(2):
         pack(tracker, decaying(SHAPE, seed=seed, decay=0.7))

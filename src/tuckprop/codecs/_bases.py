@@ -8,6 +8,10 @@ from torch import Tensor
 from tuckprop.linalg.energy import Energy, Rule
 from tuckprop.linalg.lagged import Lagged
 
+# After so many misses, the axis with the largest basis is left whole until the horizon: where samples are few
+# beside its size, as in late layers, a basis fits its own batch and no other.
+_PATIENCE = 4
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -66,3 +70,24 @@ class Bases:
     batch_pays: bool = True
     measured: Measured | None = None
     due: bool = False
+
+    def lessons(self, missed: bool, horizon: int, late: bool) -> tuple[int, frozenset[int]]:
+        """Return the misses of the bases that take the place of these, and the axes that these are to leave whole.
+
+        Args:
+            missed: Whether they are replaced because they lost too much.
+            horizon: Uses after which bases are computed anew in any case, with all axes.
+            late: Whether a miss is seen a step later.
+        """
+        if self.due:
+            return self.misses, self.whole
+        if self.age >= horizon:
+            return max(0, self.misses - 1), frozenset()
+        if not missed:
+            return max(0, self.misses - 1), self.whole
+        # Where it is seen late, the bases served one activation more, well or not.
+        if self.age > (2 if late else 1):
+            return max(1, self.misses), self.whole
+        if self.misses + 1 < _PATIENCE or not self.factors:
+            return self.misses + 1, self.whole
+        return 0, self.whole | {max(self.factors, key=lambda axis: self.factors[axis].numel())}

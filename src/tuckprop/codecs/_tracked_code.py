@@ -114,7 +114,7 @@ class CodeTracker:
         energy = x.energy.read() if isinstance(x, Standardised) else energy_of_dense(x)
         check_energy(energy, like)
         if not energy > 0:
-            bits, count = known.code.code.bits, like.numel()
+            bits, count = known.code.rest.bits, like.numel()
             zeros = torch.zeros(packed_bytes(count, bits), dtype=torch.uint8)
             return _coded(like, [Stretch(zeros, torch.zeros(1 << bits), bits, count)], known), False
         stretches, lost = known.code.encode(x, energy)
@@ -145,7 +145,7 @@ class CodeTracker:
         dense, energy, before = None, 0.0, list[Encoded]()
         for bits in CODE_BITS:
             # A mix takes more than the fewer bits of the two.
-            least = before[-1].code.code.bits if before and mixes else bits
+            least = before[-1].code.rest.bits if before and mixes else bits
             if packed_bytes(like.numel(), least) + 4 * (1 << least) >= most:
                 break
             if dense is None:
@@ -169,7 +169,7 @@ class CodeTracker:
 
     def _mix(self, fewer: "Encoded", more: "Encoded", x: Tensor, energy: float) -> "Encoded":
         """Return `x` by a mix of a code that loses too much and one that does not, or by the latter."""
-        mixed = MixedCode.between(fewer.code.code, more.code.code, (fewer.lost, more.lost), 1 - self.epsilon)
+        mixed = MixedCode.between(fewer.code.rest, more.code.rest, (fewer.lost, more.lost), 1 - self.epsilon)
         found = more if mixed.first is None else Encoded.by(mixed, x, energy)
         return found if found.lost <= 1 - self.epsilon else more
 
@@ -177,7 +177,7 @@ class CodeTracker:
         """Return the codes, for a checkpoint."""
         return [
             {"size": list(key), "lost": known.lost, "ranks": list(known.ranks), "age": known.age}
-            | {"codes": [_data(code) for code in (known.code.code, known.code.first) if code is not None]}
+            | {"codes": [_data(code) for code in (known.code.rest, known.code.first) if code is not None]}
             | {"share": known.code.share}
             for key, known in self.in_use.items()
         ]

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isnan
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tuckprop.codecs._base import Codec, Packed, Tracker, codecs
@@ -39,10 +38,6 @@ _SMALL = 256
 
 # A factor of the batch that leaves more than this share of the core's bytes is not worth its decomposition.
 _WORTH = 0.85
-
-# After so many misses, the axis with the largest basis is left whole until the horizon: where samples are few
-# beside its size, as in late layers, a basis fits its own batch and no other.
-_PATIENCE = 4
 
 # With each miss, bases get room: columns for this share more of what they lose.
 _ROOM = 0.5
@@ -298,7 +293,9 @@ class SubspaceTracker:
         self, y: Tensor, order: tuple[int, ...], energy: float, known: Bases | None, missed: bool, half: bool
     ) -> tuple[Bases, Tensor]:
         self.refreshes += 1
-        misses, whole = self._learn(known, missed, y.device)
+        misses, whole = 0, frozenset[int]()
+        if known is not None:
+            misses, whole = known.lessons(missed, self.horizon, waiting_costs(y.device))
         room = 1 - (1 - _ROOM) ** misses
         modes = [mode for mode, axis in enumerate(order) if axis not in {0, *whole} and y.shape[mode] > 1]
         before = {mode: _before(known, order[mode]) for mode in modes}
@@ -316,23 +313,6 @@ class SubspaceTracker:
         shares = {order[mode]: bases[mode].shares for mode in factors}
         by_paper = {axis: 0 if axis in whole else ranks[mode] for mode, axis in enumerate(order) if axis != 0}
         return Bases(by_axis, shares, by_paper, lost, expected, misses=misses, whole=whole), core
-
-    def _learn(self, known: Bases | None, missed: bool, device: torch.device) -> tuple[int, frozenset[int]]:
-        """Return misses and axes to leave whole, now that these bases are replaced, because they missed or not."""
-        if known is None:
-            return 0, frozenset()
-        if known.due:
-            return known.misses, known.whole
-        if known.age >= self.horizon:
-            return max(0, known.misses - 1), frozenset()
-        if not missed:
-            return max(0, known.misses - 1), known.whole
-        # Where a miss is seen a step later, the bases served one activation more, well or not.
-        if known.age > (2 if waiting_costs(device) else 1):
-            return max(1, known.misses), known.whole
-        if known.misses + 1 < _PATIENCE or not known.factors:
-            return known.misses + 1, known.whole
-        return 0, known.whole | {max(known.factors, key=lambda axis: known.factors[axis].numel())}
 
 
 def _before(known: Bases | None, axis: int) -> Remembered | None:
@@ -361,6 +341,7 @@ class Subspace(Codec):
     factors: fewer bytes) and lose no more than `1 - epsilon` of the energy: the number of the nearest of a few levels,
     fitted to the activation's own values. What they lose is measured at every step, and the levels are fitted anew
     where it is more than `1 + slack` times what it was. So it is in networks with flat spectra, such as untrained ones.
+    Where epsilon is above 0.9, the first elements are numbers of twice as many bits as the rest, as many as it takes.
 
     On a GPU the loss is read at the site's next activation, so that the host never waits: an activation that loses too
     much is stored all the same, and the next one is decomposed anew. The batch is left whole there, and bases are kept

@@ -44,12 +44,12 @@ class MixedCode:
     """One code, or two of which one serves the first elements in the order of memory.
 
     Attributes:
-        code: The code of all elements, or of those behind the first.
+        rest: The code of all elements, or of those behind the first.
         first: That of the first elements, of more bits; None where there is one code.
         share: Share of the elements that the first are; 0 where there is one code.
     """
 
-    code: FittedCode
+    rest: FittedCode
     first: FittedCode | None = None
     share: float = 0.0
 
@@ -76,11 +76,11 @@ class MixedCode:
         """
         count = x.shape.numel()
         if self.first is None or isinstance(x, Standardised):
-            codes, levels, lost = self.code.encode(x, energy)
-            return (Stretch(codes, levels, self.code.bits, count),), lost
+            codes, levels, lost = self.rest.encode(x, energy)
+            return (Stretch(codes, levels, self.rest.bits, count),), lost
         head, values = self._head(count), flat(x)
         stretches, lost = [], 0.0
-        for code, part in ((self.first, values[:head]), (self.code, values[head:])):
+        for code, part in ((self.first, values[:head]), (self.rest, values[head:])):
             # Of the same root mean square as the whole, to which levels are scaled.
             share = part.numel() / count
             if not share:
@@ -93,7 +93,7 @@ class MixedCode:
     def anew(self, x: Tensor, energy: float) -> "MixedCode":
         """Return codes of as many bits, in the same shares, fitted to the values of a tensor."""
         first = None if self.first is None else fit(x, energy, self.first.bits)
-        return MixedCode(fit(x, energy, self.code.bits), first, self.share)
+        return MixedCode(fit(x, energy, self.rest.bits), first, self.share)
 
     def _head(self, count: int) -> int:
         """Return how many of the elements are the first ones."""
