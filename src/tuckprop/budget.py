@@ -28,6 +28,10 @@ PERPLEXITY_GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 # From one setting of a site to the next, bytes grow by this factor at most, but where no share lies between.
 _STEP = 1.1
 
+# So many sites are few: ASI, whose settings are all measured, then tries as many as it takes, for this many halvings of
+# what lies between two shares at most.
+_FEW, _HALVINGS = 8, 4
+
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -107,19 +111,26 @@ class Table:
         return found
 
 
-def trials(codec: Codec, x: Tensor) -> Iterator[tuple[Codec, Packed, int]]:
+def trials(codec: Codec, x: Tensor, few: bool) -> Iterator[tuple[Codec, Packed, int]]:
     """Yield the settings of `codec` to try on the activation `x`, the form of `x` to judge each by, and its bytes.
 
     For ASI the settings are the ranks that HOSVD has at each of `PERPLEXITY_GRID`, and the form is HOSVD's, as
     published: that to which iteration leads. For others they are the shares of `GRID`, by their own forms.
 
+    Args:
+        codec: The kind of codec to set.
+        x: The activation.
+        few: Whether ASI's shares are to be so near to each other that a few sites can meet a budget.
+
     Raises:
         ConfigError: The codec has nothing to set.
     """
     if isinstance(codec, ASI):
-        for share in PERPLEXITY_GRID:
-            form = cast(TuckerPacked, HOSVD(share).compress(x))
-            yield ASI(form.ranks), form, counted(x.shape, form.ranks) * x.element_size()
+        forms = [(share, _by_hosvd(x, share)) for share in PERPLEXITY_GRID]
+        yield from (form for _, form in forms)
+        if few:
+            for low, high in itertools.pairwise(forms):
+                yield from _finer(x, low, high, _HALVINGS)
         return
     if not any(attribute.name == "epsilon" for attribute in fields(codec)):
         raise ConfigError(
@@ -129,6 +140,25 @@ def trials(codec: Codec, x: Tensor) -> Iterator[tuple[Codec, Packed, int]]:
         setting = replace(codec, epsilon=share)  # type: ignore[call-arg]
         packed = (setting.tracker() or setting).compress(x)
         yield setting, packed, packed.nbytes
+
+
+# Settings of ASI: its codec, HOSVD's form of as many ranks, and the bytes of its own.
+_Ranks = tuple[ASI, Packed, int]
+
+
+def _by_hosvd(x: Tensor, share: float) -> _Ranks:
+    form = cast(TuckerPacked, HOSVD(share).compress(x))
+    return ASI(form.ranks), form, counted(x.shape, form.ranks) * x.element_size()
+
+
+def _finer(x: Tensor, low: tuple[float, _Ranks], high: tuple[float, _Ranks], halvings: int) -> Iterator[_Ranks]:
+    """Yield settings between two shares of variance until bytes go by small steps, or for so many halvings."""
+    if halvings and high[1][2] > _STEP * low[1][2]:
+        share = 1 - math.sqrt((1 - low[0]) * (1 - high[0]))
+        middle = share, _by_hosvd(x, share)
+        yield middle[1]
+        yield from _finer(x, low, middle, halvings - 1)
+        yield from _finer(x, middle, high, halvings - 1)
 
 
 def tabulate(model: nn.Module, codec: Codec, sites: Sequence[str], run: Callable[[], Tensor]) -> dict[str, Table]:
@@ -159,7 +189,7 @@ def tabulate(model: nn.Module, codec: Codec, sites: Sequence[str], run: Callable
     def on_gradient(name: str, grad: Tensor) -> None:
         # Uses of one layer come back in reverse order; the first to come back is tabulated.
         if inputs[name] and name not in tables:
-            tables[name], norms[name] = _table(modules[name], codec, inputs[name].pop(), grad)
+            tables[name], norms[name] = _table(modules[name], codec, inputs[name].pop(), grad, len(sites) <= _FEW)
         inputs[name].clear()
 
     handles = []
@@ -186,7 +216,7 @@ def tabulate(model: nn.Module, codec: Codec, sites: Sequence[str], run: Callable
     return tables
 
 
-def _table(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> tuple[Table, float]:
+def _table(module: Twin, codec: Codec, x: Tensor, grad: Tensor, few: bool) -> tuple[Table, float]:
     """Return the settings of one site, and the norm of its weight gradient."""
     grad = grad.reshape(len(x), *grad.shape[grad.dim() - x.dim() + 1 :])
     exact = module.weight_gradient(DensePacked(x), grad)
@@ -197,7 +227,7 @@ def _table(module: Twin, codec: Codec, x: Tensor, grad: Tensor) -> tuple[Table, 
     # The last setting of as many bytes, of which the first is offered.
     last: dict[int, Codec] = {}
     with suppress(NotFactorableError):
-        for setting, packed, nbytes in trials(codec, x):
+        for setting, packed, nbytes in trials(codec, x, few):
             if nbytes >= plain_bytes(x):
                 continue
             if nbytes not in last:

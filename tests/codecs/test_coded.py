@@ -75,15 +75,18 @@ def test_what_codes_cannot_serve_is_factored_or_kept() -> None:
     assert not isinstance(Subspace(1 - 1e-7).compress(noise(0)), CodedPacked)
 
 
-def test_bfloat16_is_coded_as_the_same_in_single_precision() -> None:
-    one, other = Subspace(0.8).tracker(), Subspace(0.8).tracker()
+@pytest.mark.parametrize("epsilon", [0.8, 0.95])
+def test_bfloat16_is_coded_as_the_same_in_single_precision(epsilon: float) -> None:
+    one, other = Subspace(epsilon).tracker(), Subspace(epsilon).tracker()
     for seed in (0, 1):
         x = noise(seed).bfloat16()
         packed, single = one.compress(x), other.compress(x.float())
         assert isinstance(packed, CodedPacked)
         assert packed.dense().dtype == torch.bfloat16
-        assert torch.equal(packed.tensors()[0], single.tensors()[0])
-        assert lost_share(x, packed.dense()) <= 0.2
+        for ours, theirs in zip(packed.tensors(), single.tensors(), strict=True):
+            assert torch.equal(ours, theirs)
+        # The levels are rounded to bfloat16.
+        assert lost_share(x, packed.dense()) <= 1.01 * (1 - epsilon)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
