@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tuckprop
 from tuckprop import ASI, HOSVD, SVD, Subspace, WarmState, allocation
 from tuckprop.allocation import Option
-from tuckprop.codecs import Codec
+from tuckprop.codecs import Codec, Dense
 from tuckprop.layers._allowance import Allowance
 from tuckprop.memory import census
 
@@ -108,6 +108,33 @@ def test_a_few_sites_keep_to_the_budget_too(count: int, weathers: list[list[floa
                 tries -= 1
             allowance.add(site.name, site.takes(factor), 1000)
         assert abs(allowance.taken + 100 - 1000) <= 100
+
+
+def test_a_site_that_is_kept_whole_and_never_asks_is_not_waited_for() -> None:
+    allowance, sites = fleet(3)
+    head = Site("head")
+    allowance.watch(head, [Option(HOSVD(0.5), 20, 0.1), Option(Dense(), 80, 0.0)], 1)
+    allowance.budget, allowance.form_bytes = allowance.budget + 80, allowance.form_bytes + 80
+
+    def step(weathers: list[float]) -> float:
+        share = forward(allowance, sites, weathers)
+        allowance.add(head.name, 80, 1000)
+        return share + 80 / allowance.budget
+
+    step([1.0] * 3)
+    # What the last one shrinks by, it makes up for itself.
+    changes = sites[2].changes
+    allowance.budget = allowance.budget - 900
+    assert abs(step([1.0, 1.0, 0.2]) - 1) <= 0.1
+    assert sites[2].changes > changes
+
+
+def test_settings_in_any_order_are_put_in_order() -> None:
+    allowance, site = Allowance(1000, 900), Site("0")
+    mixed = [options()[number] for number in (5, 2, 7, 0, 4)]
+    allowance.watch(site, mixed, 2)
+    assert [option.nbytes for option in allowance.options["0"]] == sorted(option.nbytes for option in mixed)
+    assert allowance.options["0"][allowance.chosen["0"]] is mixed[2]
 
 
 def forward_of(allowance: Allowance, uses: list[tuple[Site, int, float]]) -> float:
@@ -347,6 +374,8 @@ def test_a_resumed_training_goes_on_as_it_would_have() -> None:
     assert train(other, range(10, 25)) == train(model, range(10, 25))
     with pytest.raises(ValueError, match="budget"):
         WarmState(tuckprop.convert(network(), Subspace())).load_state_dict(WarmState(model).state_dict())
+    with pytest.raises(ValueError, match=r"setting .* of the budget is .* here, and .* in the checkpoint"):
+        WarmState(planned(Subspace(slack=0.5), 0.25)[0]).load_state_dict(WarmState(model).state_dict())
 
 
 def test_parts_with_budgets_of_their_own_resume_both() -> None:

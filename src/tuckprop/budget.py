@@ -71,7 +71,7 @@ class Table:
 
     def options(self) -> list[Option]:
         """Return all settings, from the smallest on."""
-        return sorted(self.measured + self._between(), key=lambda option: option.nbytes)
+        return sorted(self.measured + self._between(), key=lambda option: (option.nbytes, -option.error))
 
     def learn(self, option: Option, nbytes: int) -> bool:
         """Take in what a setting takes in fact; say if that was not known."""
@@ -226,16 +226,26 @@ def _table(module: Twin, codec: Codec, x: Tensor, grad: Tensor, few: bool) -> tu
     options = [Option(Dense(), x.numel() * x.element_size(), 0.0)]
     # The last setting of as many bytes, of which the first is offered.
     last: dict[int, Codec] = {}
+    # The first of those that are no smaller than the activation: of another one they may be.
+    beyond: Option | None = None
     with suppress(NotFactorableError):
         for setting, packed, nbytes in trials(codec, x, few):
-            if nbytes >= plain_bytes(x):
+            if nbytes >= plain_bytes(x) and (beyond is not None or isinstance(codec, ASI)):
                 continue
-            if nbytes not in last:
-                lost = module.weight_gradient(packed, grad) - exact if norm else (packed.dense() - x).float()
-                share = float(lost.norm()) / scale
-                error = share * (norm or 1.0) if isinstance(codec, ASI) else share**2
+            if nbytes in last:
+                last[nbytes] = setting
+                continue
+            lost = module.weight_gradient(packed, grad) - exact if norm else (packed.dense() - x).float()
+            share = float(lost.norm()) / scale
+            error = share * (norm or 1.0) if isinstance(codec, ASI) else share**2
+            if nbytes >= plain_bytes(x):
+                beyond = Option(setting, plain_bytes(x), error)
+            else:
+                beyond, last[nbytes] = None, setting
                 options.append(Option(setting, nbytes, error))
-            last[nbytes] = setting
+    if beyond is not None:
+        options.append(beyond)
+        last[beyond.nbytes] = beyond.codec
     return Table(options, {} if isinstance(codec, ASI) else last), norm
 
 

@@ -186,6 +186,33 @@ def test_a_norm_of_a_dead_input(eps: float) -> None:
     assert known.lost > 0.05
 
 
+@pytest.mark.parametrize("epsilon", [0.8, 0.95])
+def test_a_norm_that_changes_its_mode_goes_on_with_its_codes(epsilon: float) -> None:
+    """A batch norm in eval mode packs a tensor, in train mode one that is not formed."""
+    model = tuckprop.convert(nn.Sequential(nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3)), Subspace(epsilon))
+    site = model[0]._site
+    for step in range(6):
+        model[0].train(step > 1)
+        model(noise(step).requires_grad_()).square().sum().backward()
+    assert site.tracker.codes.in_use
+    assert site.tracker.refreshes == 1
+
+
+def test_values_that_are_spread_otherwise_take_another_mix() -> None:
+    tracker = Subspace(0.95).tracker()
+    even = tracker.compress(noise(0))
+    # All of it in the second half, where the fewer bits are.
+    uneven = noise(1)
+    uneven[:4] = 0
+    assert lost_share(uneven, tracker.compress(uneven).dense()) <= 0.05
+    assert tracker.refreshes == 2
+    assert isinstance(even, CodedPacked)
+    for seed in (2, 3):
+        packed = tracker.compress(noise(seed))
+        assert lost_share(noise(seed), packed.dense()) <= 1.25 * 0.05
+        assert packed.nbytes < 1.4 * even.nbytes
+
+
 def test_a_standardised_input_is_coded_as_if_it_were_formed() -> None:
     x = 3 * noise(0) + 2
     mean, invstd = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True).rsqrt()

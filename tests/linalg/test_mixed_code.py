@@ -52,14 +52,3 @@ def test_one_code_where_a_mix_saves_nothing() -> None:
     fewer, more = fit(x, float(x.square().sum()), 2), fit(x, float(x.square().sum()), 4)
     assert MixedCode.between(fewer, more, (0.2, 0.1), 0.1).first is None
     assert MixedCode.between(fewer, more, (0.2, 0.1), 0.1).rest is more
-
-
-def test_codes_fitted_anew_are_of_as_many_bits() -> None:
-    x, y = noise(1 << 12), noise(1 << 12).relu()
-    energy = float(y.square().sum())
-    code = MixedCode(fit(x, float(x.square().sum()), 2), fit(x, float(x.square().sum()), 4), 0.3)
-    anew = code.anew(y, energy)
-    assert (anew.rest.bits, anew.share) == (2, 0.3)
-    assert anew.first is not None
-    assert anew.first.bits == 4
-    assert anew.encode(y, energy)[1] < code.encode(y, energy)[1]

@@ -75,6 +75,7 @@ class Tracker(Protocol):
 
     def heir(self, codec: "Codec") -> "Tracker | None":
         """Return what a site carries on with when its codec is replaced by this one: what was learnt may help there."""
+        return codec.tracker()
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every tensor that is remembered."""

@@ -117,17 +117,16 @@ class CodeTracker:
             bits, count = known.code.rest.bits, like.numel()
             zeros = torch.zeros(packed_bytes(count, bits), dtype=torch.uint8)
             return _coded(like, [Stretch(zeros, torch.zeros(1 << bits), bits, count)], known), False
+        stretches: Sequence[Stretch]
         stretches, lost = known.code.encode(x, energy)
         fitted = not stays and lost > (1 + self.slack) * max(known.lost, least_loss(self.epsilon))
         if fitted:
             # The values are spread otherwise than they were.
-            dense = x.dense() if isinstance(x, Standardised) else x
-            code = known.code.anew(dense, energy)
-            stretches, lost = code.encode(dense, energy)
-            if lost > 1 - self.epsilon:
+            found = self._anew(known.code, x.dense() if isinstance(x, Standardised) else x, energy)
+            if found.lost > 1 - self.epsilon:
                 del self.in_use[key]
                 return None
-            known = replace(known, code=code, lost=lost)
+            stretches, known = found.stretches, replace(known, code=found.code, lost=found.lost)
         if not stays:
             self.in_use[key] = replace(known, age=known.age + 1)
         return _coded(like, stretches, known), fitted
@@ -166,6 +165,14 @@ class CodeTracker:
             self.in_use[tuple(x.shape[1:])] = known
             return coded
         return form
+
+    def _anew(self, code: MixedCode, x: Tensor, energy: float) -> "Encoded":
+        """Return `x` by codes of as many bits, fitted to it, and in other shares."""
+        found = Encoded.by(MixedCode(fit(x, energy, code.rest.bits)), x, energy)
+        if code.first is None or found.lost <= 1 - self.epsilon:
+            return found
+        more = Encoded.by(MixedCode(fit(x, energy, code.first.bits)), x, energy)
+        return self._mix(found, more, x, energy) if more.lost <= 1 - self.epsilon else more
 
     def _mix(self, fewer: "Encoded", more: "Encoded", x: Tensor, energy: float) -> "Encoded":
         """Return `x` by a mix of a code that loses too much and one that does not, or by the latter."""

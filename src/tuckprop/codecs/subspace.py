@@ -341,7 +341,8 @@ class Subspace(Codec):
     factors: fewer bytes) and lose no more than `1 - epsilon` of the energy: the number of the nearest of a few levels,
     fitted to the activation's own values. What they lose is measured at every step, and the levels are fitted anew
     where it is more than `1 + slack` times what it was. So it is in networks with flat spectra, such as untrained ones.
-    Where epsilon is above 0.9, the first elements are numbers of twice as many bits as the rest, as many as it takes.
+    Where epsilon is above 0.9, the first elements are numbers of twice as many bits as the rest, as many as it takes
+    when levels are fitted.
 
     On a GPU the loss is read at the site's next activation, so that the host never waits: an activation that loses too
     much is stored all the same, and the next one is decomposed anew. The batch is left whole there, and bases are kept

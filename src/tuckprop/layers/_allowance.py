@@ -16,12 +16,13 @@ from torch import nn
 from tuckprop.allocation import Option, allocate
 from tuckprop.layers._uncompiled import uncompiled
 
-# Shares of the budget: what is aimed at, between what bounds nothing is changed, and beyond what nothing is waited for.
-_AIM, _LOW, _HIGH, _FAR = 0.97, 0.92, 1.02, 1.08
+# Shares of the budget: what is aimed at; below what it is short; beyond what settings are changed; beyond what they are
+# changed without waiting.
+_AIM, _SHORT, _HIGH, _FAR = 0.97, 0.92, 1.02, 1.08
 
-# Shares of the budget that a forward may be expected to end with before settings are corrected in it, and how far from
-# what the last correction expected.
-_SHORT, _OVER, _MOVED = 0.93, 1.05, 0.02
+# The share of the budget that a forward may be expected to end with before settings are corrected in it, as they are
+# where it will be short, and how far from what the last correction expected.
+_OVER, _MOVED = 1.05, 0.02
 
 # Forward passes with fewer elements than this share of the largest, such as an epoch's last batch, say nothing, and
 # nothing is expected of them.
@@ -128,8 +129,9 @@ class Allowance:
 
     def watch(self, site: Adjustable, options: Sequence[Option], chosen: int) -> None:
         """Take in a site that has a choice."""
-        self.sites[site.name], self.options[site.name], self.chosen[site.name] = site, options, chosen
-        self.took[site.name] = {}
+        ascending = sorted(range(len(options)), key=lambda number: options[number].nbytes)
+        self.sites[site.name], self.options[site.name] = site, [options[number] for number in ascending]
+        self.chosen[site.name], self.took[site.name] = ascending.index(chosen), {}
 
     def add(self, name: str, nbytes: int, elements: int) -> None:
         """Note what a site keeps; nothing that is made again in backward, and so is not held."""
@@ -158,9 +160,9 @@ class Allowance:
         if _SHORT * self.budget <= held <= _OVER * self.budget:
             return True
         waiting = [site for site in self.sites if site in self.expected and site not in self.spent and site != name]
-        # The last one makes up for what is left, where it has a larger setting.
-        last = name in self.sites and first and not waiting
-        if last and held < self.budget and self.chosen[name] == len(self.options[name]) - 1:
+        # The last one that packs makes up for what is left, where it has a larger setting.
+        last = name in self.sites and first and all(self._now(site).whole for site in waiting)
+        if last and held < self.budget and self._now(name).nbytes == self.options[name][-1].nbytes:
             return True
         if abs(held - self.foreseen) < _MOVED * self.budget and not last:
             return True
@@ -173,6 +175,10 @@ class Allowance:
     def ignore(self) -> None:
         """Draw no conclusion from this forward: an activation of it has no form, as one that is not finite."""
         self.void = True
+
+    def _now(self, name: str) -> Option:
+        """Return the setting of a site."""
+        return self.options[name][self.chosen[name]]
 
     @property
     def _fixed(self) -> int:
@@ -207,7 +213,7 @@ class Allowance:
             self.took[name][number] = (spent[name].nbytes if name in spent else 0, self.forwards)
         held = self._fixed + sum(site.nbytes for site in spent.values())
         self.rest -= 1
-        self.short = held if held < _LOW * self.budget else 0
+        self.short = held if held < _SHORT * self.budget else 0
         if not self.short and held <= _HIGH * self.budget:
             self.pause = 1
         elif self.rest <= 0 or held > _FAR * self.budget:
@@ -257,7 +263,7 @@ class Allowance:
         # What is kept whole says nothing about forms.
         known = sorted(number for number, (_, when) in took.items() if when == latest and not options[number].whole)
         # Of the activation at hand each is tried. For others the next larger one is in reach, however large.
-        planned = options[self.chosen[name]].nbytes
+        planned = self._now(name).nbytes
         reach = max(_STRIDE * planned, min((o.nbytes for o in options if o.nbytes > planned), default=0))
         table = {}
         for other, option in enumerate(options):
@@ -295,16 +301,24 @@ class Allowance:
         }
         parts = {part: {name: list(astuple(site)) for name, site in getattr(self, part).items()} for part in _PARTS}
         plain = {name: getattr(self, name) for name in _PLAIN}
-        return plain | parts | {"chosen": dict(self.chosen), "took": took}
+        settings = {name: str(self._now(name).codec) for name in self.chosen}
+        return plain | parts | {"chosen": dict(self.chosen), "settings": settings, "took": took}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned.
 
         Raises:
-            ValueError: The sites are others.
+            ValueError: The sites are others, or their settings.
         """
         if state["chosen"].keys() != self.chosen.keys():
             raise ValueError(f"expected sites {sorted(self.chosen)} in the budget, got {sorted(state['chosen'])}")
+        for name, number in state["chosen"].items():
+            known = str(self.options[name][number].codec) if number < len(self.options[name]) else "no such setting"
+            if known != (saved := state.get("settings", {}).get(name, "a setting of an earlier version")):
+                raise ValueError(
+                    f"{name}: setting {number} of the budget is {known} here, and {saved} in the checkpoint; convert "
+                    "by the plan that it was trained with (Plan.to_json, Plan.from_json), or leave this state out"
+                )
         for name, number in state["chosen"].items():
             if number != self.chosen[name]:
                 self.chosen[name] = number

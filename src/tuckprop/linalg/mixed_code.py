@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tuckprop.linalg.fitted_code import FittedCode, fit
+from tuckprop.linalg.fitted_code import FittedCode
 from tuckprop.linalg.layout import flat
 from tuckprop.linalg.standardised import Standardised
 
@@ -71,14 +71,14 @@ class MixedCode:
         """Return the codes of a tensor, and the share of the energy that is lost.
 
         Args:
-            x: As `FittedCode.encode` takes it; a tensor where there are two codes.
+            x: As `FittedCode.encode` takes it; it is formed where there are two codes.
             energy: Its sum of squares, positive.
         """
         count = x.shape.numel()
-        if self.first is None or isinstance(x, Standardised):
+        if self.first is None:
             codes, levels, lost = self.rest.encode(x, energy)
             return (Stretch(codes, levels, self.rest.bits, count),), lost
-        head, values = self._head(count), flat(x)
+        head, values = self._head(count), flat(x.dense() if isinstance(x, Standardised) else x)
         stretches, lost = [], 0.0
         for code, part in ((self.first, values[:head]), (self.rest, values[head:])):
             # Of the same root mean square as the whole, to which levels are scaled.
@@ -89,11 +89,6 @@ class MixedCode:
             stretches.append(Stretch(codes, levels, code.bits, part.numel()))
             lost += of_part * share
         return tuple(stretches), lost
-
-    def anew(self, x: Tensor, energy: float) -> "MixedCode":
-        """Return codes of as many bits, in the same shares, fitted to the values of a tensor."""
-        first = None if self.first is None else fit(x, energy, self.first.bits)
-        return MixedCode(fit(x, energy, self.rest.bits), first, self.share)
 
     def _head(self, count: int) -> int:
         """Return how many of the elements are the first ones."""
