@@ -289,6 +289,10 @@ def train(model: nn.Module, steps: range) -> list[int]:
     return held
 
 
+# Long enough for activations to leave what a plan measured.
+STEPS = range(80)
+
+
 def planned(codec: Codec, share: float, last: int | None = None) -> tuple[nn.Module, int]:
     model, (images, labels) = network(), batch(0)
     if last:
@@ -311,7 +315,7 @@ def planned(codec: Codec, share: float, last: int | None = None) -> tuple[nn.Mod
 )  # fmt: skip
 def test_held_bytes_follow_the_budget_through_training(codec: Codec, share: float, last: int | None) -> None:
     model, budget = planned(codec, share, last)
-    held = train(model, range(50))
+    held = train(model, STEPS)
     within = [abs(nbytes / budget - 1) <= 0.1 for nbytes in held]
     assert all(within)
 
@@ -333,9 +337,9 @@ def test_a_plan_spends_what_it_is_given(codec: Codec, least: float, most: float)
     for share in (least + (most - least) * step / 6 for step in range(7)):
         budget = int(share * plain)
         converted = tuckprop.convert(network(), tuckprop.plan(model, images, codec, budget=budget, loss_fn=loss))
-        held = tuckprop.measure(converted, lambda m: loss(m(images))).held_bytes
-        # The loss keeps its logarithms of the softmax, 32 x 4 numbers, and the labels.
-        assert 0.9 * budget <= held <= budget + 32 * (4 * 4 + 8), share
+        # What the loss keeps is not the model's.
+        held = tuckprop.measure(converted, lambda m: m(images).sum()).held_bytes
+        assert 0.9 * budget <= held <= budget, share
 
 
 def test_without_it_they_would_not() -> None:
@@ -345,8 +349,8 @@ def test_without_it_they_would_not() -> None:
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, Allowance):
                 del module._forward_pre_hooks[key]
-    held = train(model, range(50))
-    assert sum(abs(nbytes / budget - 1) <= 0.1 for nbytes in held) < 0.7 * len(held)
+    held = train(model, STEPS)
+    assert sum(abs(nbytes / budget - 1) <= 0.1 for nbytes in held) < 0.5 * len(held)
 
 
 @pytest.mark.parametrize(

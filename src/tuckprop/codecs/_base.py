@@ -74,7 +74,7 @@ class Tracker(Protocol):
         """Return `source.dense()` in the codec's form, if possible without forming it."""
 
     def heir(self, codec: "Codec") -> "Tracker | None":
-        """Return what a site carries on with when its codec is replaced by this one: what was learnt may help there."""
+        """Return what a site goes on with when its codec becomes this one: by default, what has learnt nothing."""
         return codec.tracker()
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:

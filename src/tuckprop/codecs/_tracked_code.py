@@ -141,10 +141,11 @@ class CodeTracker:
             return form
         most = min(form.nbytes * (1.0 if isinstance(x, Standardised) else _FACTORS_SERVE), like.nbytes)
         mixes = self.epsilon > _EXACTING and not isinstance(x, Standardised)
-        dense, energy, before = None, 0.0, list[Encoded]()
+        dense, energy = None, 0.0
+        before: Encoded | None = None
         for bits in CODE_BITS:
             # A mix takes more than the fewer bits of the two.
-            least = before[-1].code.rest.bits if before and mixes else bits
+            least = before.code.rest.bits if before is not None and mixes else bits
             if packed_bytes(like.numel(), least) + 4 * (1 << least) >= most:
                 break
             if dense is None:
@@ -154,10 +155,10 @@ class CodeTracker:
                 break
             found = Encoded.by(MixedCode(fit(dense, energy, bits)), dense, energy)
             if found.lost > 1 - self.epsilon:
-                before.append(found)
+                before = found
                 continue
-            if before and mixes:
-                found = self._mix(before[-1], found, dense, energy)
+            if before is not None and mixes:
+                found = self._mix(before, found, dense, energy)
             known = CodeInUse(found.code, found.lost, form.ranks)
             coded = _coded(like, found.stretches, known)
             if coded.nbytes >= most:

@@ -24,7 +24,7 @@ _SEED = 233
 
 
 @dataclass
-class IterationTracker:
+class IterationTracker(Tracker):
     """The bases of one site.
 
     Attributes:
@@ -44,10 +44,6 @@ class IterationTracker:
     def compress_standardised(self, source: Standardised) -> Packed:
         """Return core and factors of `source.dense()`: every basis takes its step from that."""
         return self.compress(source.dense())
-
-    def heir(self, codec: Codec) -> Tracker | None:
-        """Return the tracker of other ranks, which starts anew."""
-        return codec.tracker()
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast every basis, as `Module._apply` does with parameters."""
