@@ -13,7 +13,7 @@ from tuckprop.budget import example_loss, parse_bytes, tabulate
 from tuckprop.codecs import Codec, Dense
 from tuckprop.convert import carry_out, keep_frozen, settle, thaw, unconvert
 from tuckprop.errors import ConfigError, TuckpropWarning
-from tuckprop.layers._allowance import Spent
+from tuckprop.layers._allowance import Allowance
 from tuckprop.memory.census import census, untouched
 from tuckprop.plan import CodecChoice, Elsewhere, Plan, Select, is_compressible
 
@@ -66,10 +66,9 @@ def plan(
             plain = _held(model, example_input, decided, shapes)
             if limit is not None:
                 decided = _within(model, example_input, codec, decided, limit, loss_fn or example_loss)
-            packed, spent = _held_converted(model, example_input, decided)
+            packed, allowance = _held_converted(model, example_input, decided)
             if limit is not None:
-                forms = sum(site.nbytes for site in spent.values())
-                decided = replace(decided, budget=limit, form_bytes=limit - sum(packed.values()) + forms)
+                decided = replace(decided, budget=limit, form_bytes=limit - sum(packed.values()) + allowance.taken)
         finally:
             unconvert(model)
             if keep is not None:
@@ -126,15 +125,15 @@ def _held(model: nn.Module, example: Any, decided: Plan, shapes: dict[str, tuple
             handle.remove()
 
 
-def _held_converted(model: nn.Module, example: Any, decided: Plan) -> tuple[dict[str, int], Mapping[str, Spent]]:
-    """Return held bytes by module, and what each site keeps of activations, with the plan carried out.
+def _held_converted(model: nn.Module, example: Any, decided: Plan) -> tuple[dict[str, int], Allowance]:
+    """Return held bytes by module with the plan carried out, and who noted what each site keeps of activations.
 
     Only classes are put back afterwards.
     """
     allowance = carry_out(model, replace(decided, budget=0, form_bytes=0))
     assert allowance is not None
     try:
-        return _held(model, example, decided, {}), allowance.spent
+        return _held(model, example, decided, {}), allowance
     finally:
         unconvert(model)
 
@@ -159,7 +158,8 @@ def _within(
         """Return the plan in which sites may take so many bytes by their tables."""
         options = allocate({name: table.options() for name, table in tables.items()}, limit)
         chosen = _with_codecs(decided, {name: option.codec for name, option in options.items()})
-        held, spent = _held_converted(model, example, chosen)
+        held, allowance = _held_converted(model, example, chosen)
+        spent = allowance.spent
         # What is used several times is in the table once.
         once = {name: spent[name].nbytes for name in options if name in spent and spent[name].uses == 1}
         learnt = [tables[name].learn(options[name], nbytes) for name, nbytes in once.items()]
