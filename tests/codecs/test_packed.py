@@ -67,6 +67,15 @@ def test_partial_equals_the_default_for_every_choice_of_axes(codec: Codec, shape
 
 
 @each_packing
+def test_the_outline_has_the_shapes_of_partial(codec: Codec, shape: tuple[int, ...]) -> None:
+    _, packed = pack(codec, shape)
+    core, factors = packed.partial(range(len(shape)))
+    outline = packed.outline()
+    assert outline.core == core.shape
+    assert set(outline.factors) == {(axis, *factor.shape) for axis, factor in factors.items()}
+
+
+@each_packing
 def test_its_tensors_hold_no_larger_storage_alive(codec: Codec, shape: tuple[int, ...]) -> None:
     """The published code kept views of full factors, and so saved nothing."""
     x, packed = pack(codec, shape)

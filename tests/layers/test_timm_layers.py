@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
 
 import tuckprop
 from tests.cases import RandomTucker, decaying
@@ -142,3 +143,19 @@ def test_timm_is_not_imported_for_a_model_without_it() -> None:
         "sys.exit('timm' in sys.modules or 'tuckprop.layers.timm_layers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_no_mode_watches_the_activation_of_a_batch_norm() -> None:
+    """Every operation in it would take a detour through Python."""
+    watched = []
+
+    class Watching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            watched.append(_get_current_function_mode() is not None)
+            return x
+
+    model = nn.Sequential(layers.BatchNormAct2d(8, act_layer=Watching), nn.Conv2d(8, 4, 1))
+    tuckprop.convert(model, HOSVD(0.8), pointwise=True)
+    assert isinstance(model[0], Twin)
+    model(torch.randn(4, 8, 6, 6)).sum().backward()
+    assert watched == [False]

@@ -70,8 +70,9 @@ def test_measured_project_is_project_and_the_energy(
 ) -> None:
     x = decaying(shape, seed=1, dtype=dtype)
     factors = {mode: decaying((shape[mode], rank), seed=mode, dtype=dtype) for mode in modes if mode < len(shape)}
-    core, energy = measured_project(x, factors)
+    core, energy, kept = measured_project(x, factors, dtype)
     assert torch.equal(core, project(x, factors))
+    assert kept == pytest.approx(float(core.double().square().sum()), rel=1e-5)
     assert energy == pytest.approx(float(x.double().square().sum()), rel=1e-5)
 
 
@@ -86,7 +87,7 @@ def test_a_tensor_in_half_precision_is_read_as_the_same_in_single(
 ) -> None:
     x = decaying(shape, seed=1).to(dtype)
     factors = {m: decaying((shape[m], rank), seed=m, dtype=torch.float32) for m in modes if m < len(shape)}
-    core, energy = measured_project(x, factors)
+    core, energy, _ = measured_project(x, factors, torch.float32)
     assert core.dtype == torch.float32
     assert torch.equal(core, project(x.float(), factors))
     assert energy == pytest.approx(float(x.double().square().sum()), rel=1e-5)

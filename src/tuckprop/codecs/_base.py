@@ -4,12 +4,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Size, Tensor, nn
 
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.registry import Registry
+
+
+class Outline(NamedTuple):
+    """A core and factors, without their elements.
+
+    Attributes:
+        core: Shape of the core.
+        factors: Axis, size and rank of each factor.
+    """
+
+    core: Size
+    factors: tuple[tuple[int, int, int], ...]
 
 
 class Packed(ABC):
@@ -53,6 +65,10 @@ class Packed(ABC):
             the dtype of the activation, or all in one of more precision.
         """
         return self.dense(), {}
+
+    def outline(self) -> "Outline":
+        """Return the shapes of what `partial` returns with all axes to keep; nothing is computed for it."""
+        return Outline(self.shape, ())
 
     @abstractmethod
     def paper_count(self) -> int:

@@ -1,14 +1,14 @@
 """A core and factors in half precision: half the bytes at an error far below that of a truncation."""
 
 from collections.abc import Collection, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
-from tuckprop.codecs._base import Packed
+from tuckprop.codecs._base import Outline, Packed
 from tuckprop.codecs._tucker import Parts, TuckerPacked, put_back
+from tuckprop.linalg.chained import expand_each
 from tuckprop.linalg.lagged import waiting_costs
 
 # Bases have entries of at most 1, which float16 rounds eight times as finely as bfloat16 would; cores have any.
@@ -27,7 +27,7 @@ def halves(dtype: torch.dtype, epsilon: float) -> bool:
 
 def rounded(factor: Tensor) -> Tensor:
     """Return a factor as it is kept: on a GPU as it is, where each later cast would be a kernel to launch."""
-    return factor if waiting_costs(factor.device) else factor.to(_FACTOR)
+    return factor if factor.dtype == _FACTOR or waiting_costs(factor.device) else factor.to(_FACTOR)
 
 
 class HalfPacked(Packed):
@@ -55,12 +55,11 @@ class HalfPacked(Packed):
         kept = {axis: rounded(factor) for axis, factor in factors.items()}
         return cls(put_back((core.to(_CORE), kept, ranks), order), dtype)
 
-    @cached_property
-    def whole(self) -> TuckerPacked:
-        """The form in the dtype that it is multiplied in."""
+    @property
+    def _work(self) -> torch.dtype:
+        """The dtype that it is multiplied in."""
         own = waiting_costs(self.form.core.device)
-        work = self.dtype if own else torch.promote_types(self.dtype, torch.float32)
-        return TuckerPacked.rebuild([tensor.to(work) for tensor in self.form.tensors()], self.form.meta)
+        return self.dtype if own else torch.promote_types(self.dtype, torch.float32)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -88,11 +87,22 @@ class HalfPacked(Packed):
 
     def dense(self) -> Tensor:
         """Return the core times all factors; shape `self.shape`, in the activation's dtype."""
-        return self.whole.dense().to(self.dtype)
+        return self.partial(())[0].to(self.dtype)
 
     def partial(self, keep: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """Return the core times the factors outside `keep`, and the factors in `keep`."""
-        return self.whole.partial(keep)
+        core, work = self.form.core, self._work
+        kept, others = dict[int, Tensor](), dict[int, Tensor]()
+        for axis, factor in self.form.factors.items():
+            if axis in keep:
+                kept[axis] = factor.to(work)
+            else:
+                others[axis] = factor
+        return expand_each(core, others, work), kept
+
+    def outline(self) -> Outline:
+        """Return the shapes of core and factors."""
+        return self.form.outline()
 
     def paper_count(self) -> int:
         """Return the number of elements, whatever their bytes."""

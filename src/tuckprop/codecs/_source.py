@@ -6,7 +6,6 @@ from torch import Tensor
 from tuckprop import native
 from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.standardised import Standardised
-from tuckprop.linalg.tucker import measured_project, project
 
 Source = Tensor | Standardised
 
@@ -29,10 +28,3 @@ def energy_of(source: Source) -> Energy:
 def formed(source: Source, work: torch.dtype) -> Tensor:
     """Return the source as a tensor of this dtype."""
     return (source.dense() if isinstance(source, Standardised) else source).to(work)
-
-
-def measured_core(source: Source, factors: dict[int, Tensor]) -> tuple[Tensor, float]:
-    """Return the source contracted with every factor, and its energy; on a CPU."""
-    if isinstance(source, Standardised):
-        return project(source, factors), source.energy.read()
-    return measured_project(source, factors)

@@ -1,16 +1,16 @@
 """A core and orthonormal factors: the form that HOSVD, SVD and tracked subspaces share."""
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Size, Tensor
 
-from tuckprop.codecs._base import Packed
+from tuckprop.codecs._base import Outline, Packed
 from tuckprop.linalg.basis import NotFactorableError
+from tuckprop.linalg.chained import expand_each
 from tuckprop.linalg.layout import inverse, memory_order, moves_nothing
-from tuckprop.linalg.modes import expand_each
 
 # Shape, factored axes (ascending), and ranks as the paper counts them.
 _Meta = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -38,7 +38,7 @@ class TuckerPacked(Packed):
         """Return the core and the factors, by ascending axis."""
         return (self.core, *(self.factors[axis] for axis in sorted(self.factors)))
 
-    @cached_property
+    @property
     def meta(self) -> _Meta:
         """The shape, the factored axes and the counted ranks."""
         return tuple(self.shape), tuple(sorted(self.factors)), self.ranks
@@ -49,10 +49,13 @@ class TuckerPacked(Packed):
         core, *factors = tensors
         return cls(core, dict(zip(meta[1], factors, strict=True)), meta[2])
 
-    @cached_property
+    @property
     def shape(self) -> Size:
         """Shape of the activation."""
-        return Size(self.factors[a].shape[0] if a in self.factors else n for a, n in enumerate(self.core.shape))
+        sizes = list(self.core.shape)
+        for axis, factor in self.factors.items():
+            sizes[axis] = factor.shape[0]
+        return Size(sizes)
 
     def dense(self) -> Tensor:
         """Return the core times all factors; shape `self.shape`."""
@@ -62,6 +65,10 @@ class TuckerPacked(Packed):
         """Return the core times the factors outside `keep`, and the factors in `keep`."""
         core = expand_each(self.core, {axis: factor for axis, factor in self.factors.items() if axis not in keep})
         return core, {axis: factor for axis, factor in self.factors.items() if axis in keep}
+
+    def outline(self) -> Outline:
+        """Return the shapes of core and factors."""
+        return Outline(self.core.shape, tuple((axis, *factor.shape) for axis, factor in self.factors.items()))
 
     def paper_count(self) -> int:
         """Return `prod k_j + sum n_j k_j` over the axes that the paper factors (Nguyen et al., NeurIPS 2024)."""

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Size, Tensor
 
-from tuckprop.codecs._base import Packed, codecs
+from tuckprop.codecs._base import Outline, Packed, codecs
 from tuckprop.codecs.hosvd import HOSVD
 from tuckprop.codecs.hosvd8 import HOSVD8, EightBitMeta, EightBitPacked
 from tuckprop.linalg.deflate import deflate, inflate
@@ -73,6 +73,10 @@ class DeflatedPacked(Packed):
     def partial(self, keep: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """Return what the eight-bit form returns."""
         return self.form.partial(keep)
+
+    def outline(self) -> Outline:
+        """Return that of the eight-bit form."""
+        return self.form.outline()
 
     def paper_count(self) -> int:
         """Return the elements that the paper counts for the eight-bit form."""

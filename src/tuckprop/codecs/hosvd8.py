@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Size, Tensor
 
-from tuckprop.codecs._base import Packed, codecs
+from tuckprop.codecs._base import Outline, Packed, codecs
 from tuckprop.codecs.hosvd import HOSVD
 
 # Four bits of exponent and three of mantissa. The largest values of a core are thousands of times its typical ones, so
@@ -78,6 +78,10 @@ class EightBitPacked(Packed):
     def partial(self, keep: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """Return what the other form returns."""
         return self.form.partial(keep)
+
+    def outline(self) -> Outline:
+        """Return that of the other form."""
+        return self.form.outline()
 
     def paper_count(self) -> int:
         """Return the elements that the paper counts for the other form."""

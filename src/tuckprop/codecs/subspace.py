@@ -18,7 +18,7 @@ from tuckprop.codecs._ledger import open_ledger
 from tuckprop.codecs._new_bases import each_basis
 from tuckprop.codecs._recent import Key, Recent
 from tuckprop.codecs._recomputation import Recomputation
-from tuckprop.codecs._source import Source, energy_of, formed, measured_core, reads, tensor_of
+from tuckprop.codecs._source import Source, energy_of, formed, reads, tensor_of
 from tuckprop.codecs._tracked_code import CodeTracker, least_loss
 from tuckprop.codecs._tucker import Parts, TuckerPacked, in_order
 from tuckprop.codecs.dense import DensePacked
@@ -31,7 +31,7 @@ from tuckprop.linalg.layout import inverse, is_dense, memory_order
 from tuckprop.linalg.modes import mode_product
 from tuckprop.linalg.remembered import Remembered
 from tuckprop.linalg.standardised import Standardised
-from tuckprop.linalg.tucker import modes_worth_factoring, project
+from tuckprop.linalg.tucker import measured_project, modes_worth_factoring, project
 
 # A core this many times smaller than the activation is not worth a decomposition of its batch mode.
 _SMALL = 256
@@ -197,12 +197,15 @@ class SubspaceTracker:
         usable = known is not None and not known.due and (stays or known.age < self.horizon)
         # Where waiting for it costs, what is lost is read at the next activation.
         lagged = energy_of(y) if waiting_costs(like.device) else None
-        core, missed, energy = None, False, 0.0
+        core, missed, energy, kept = None, False, 0.0, 0.0
         if lagged is not None and known is not None and usable and not stays:
             usable, missed = self._served(known)
         if known is not None and usable:
-            factors = {places[axis]: basis.to(like.device, work) for axis, basis in known.factors.items()}
-            core, energy = measured_core(y, factors) if lagged is None else (project(y, factors), 0.0)
+            factors = {places[axis]: basis.to(like.device) for axis, basis in known.factors.items()}
+            if lagged is None:
+                core, energy, kept = measured_project(y, factors, work)
+            else:
+                core = project(y, {mode: basis.to(work) for mode, basis in factors.items()})
         elif lagged is None:
             y = y if isinstance(y, Standardised) else y.to(work)
             energy = energy_of(y).read()
@@ -210,7 +213,7 @@ class SubspaceTracker:
             check_energy(energy, like)
         self.uses += not stays
         if known is not None and core is not None and energy and not stays:
-            lost = 1 - float(sum_of_squares(core)) / energy
+            lost = 1 - kept / energy
             missed = self._misses(lost, known)
             core = core if self._fits(lost, known) else None
         if known is None or core is None:

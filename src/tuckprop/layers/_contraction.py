@@ -15,6 +15,7 @@ from tuckprop.layers._geometry import Geometry
 from tuckprop.layers._operands import Operands
 from tuckprop.layers._plain_convolution import plain_gradients
 from tuckprop.layers._route import BATCH, CHANNEL, SPATIAL, Route, cheapest_route, reducible
+from tuckprop.linalg.chained import contracted
 from tuckprop.linalg.layout import inverse, memory_format, memory_order
 from tuckprop.linalg.modes import MOVE, mode_product
 
@@ -31,15 +32,14 @@ def weight_gradient(packed: Packed, grad: Tensor, weight: Tensor, geometry: Geom
     Returns:
         Shape of `weight`; equal, up to rounding, to PyTorch's gradient at `packed.dense()`.
     """
-    operands = Operands.of(packed)
-    if not operands.factors:
-        return dense_route(operands.core.to(grad.dtype), grad, weight, geometry)
-    factors = tuple((axis, *factor.shape) for axis, factor in operands.factors.items())
+    core, factors = packed.outline()
+    if not factors:
+        return dense_route(packed.dense().to(grad.dtype), grad, weight, geometry)
     fast = _three_taps.serves_weight(grad, packed.shape, weight, geometry)
     slowdown = _three_taps.WEIGHT_SLOWDOWN if fast else None
-    route = cheapest_route(operands.core.shape, factors, grad.shape, weight.shape, geometry, slowdown)
+    route = cheapest_route(core, factors, grad.shape, weight.shape, geometry, slowdown)
     if route is Route.FACTORED:
-        return factored_route(operands, grad, weight, geometry).to(weight.dtype)
+        return factored_route(Operands.of(packed), grad, weight, geometry).to(weight.dtype)
     if route is Route.DENSE:
         return dense_route(packed.dense(), grad, weight, geometry)
     operands = Operands(*packed.partial(reducible(geometry)))
@@ -129,17 +129,23 @@ def _joint_is_cheaper(grad: Tensor, windows: dict[int, Tensor]) -> bool:
 
 def _sum_positions(grad: Tensor, windows: dict[int, Tensor]) -> Tensor:
     """Contract the windowed spatial axes of `grad` [b, o, m..] with windows [m, k, r]: [b, o, (k r)..]."""
+    matrices = {SPATIAL + axis: window.flatten(1) for axis, window in windows.items()}
+    axes = tuple(sorted(matrices, key=lambda axis: matrices[axis].shape[1] / matrices[axis].shape[0]))
     all_windowed = len(windows) == grad.dim() - SPATIAL
-    if len(windows) > 1 and all_windowed and _joint_is_cheaper(grad, windows):
-        joint = grad.new_ones(1, 1)
-        for axis in sorted(windows):
-            columns = windows[axis].flatten(1)
-            joint = (joint[:, None, :, None] * columns[None, :, None, :]).reshape(len(joint) * len(columns), -1)
-        summed = _product(grad.flatten(SPATIAL), joint, SPATIAL)
-        split: Tensor = summed.unflatten(-1, [windows[a].shape[1] * windows[a].shape[2] for a in sorted(windows)])
+    joint = len(windows) > 1 and all_windowed and _joint_is_cheaper(grad, windows)
+    found = contracted(grad, matrices, (tuple(sorted(axes)),) if joint else tuple((axis,) for axis in axes))
+    if found is not None:
+        return found.core
+    if joint:
+        sizes = [matrices[axis].shape[1] for axis in sorted(axes)]
+        whole = grad.new_ones(1, 1)
+        for axis in sorted(axes):
+            columns = matrices[axis]
+            whole = (whole[:, None, :, None] * columns[None, :, None, :]).reshape(len(whole) * len(columns), -1)
+        split: Tensor = _product(grad.flatten(SPATIAL), whole, SPATIAL).unflatten(-1, sizes)
         return split
-    for axis in sorted(windows, key=lambda a: windows[a].shape[1] * windows[a].shape[2] / windows[a].shape[0]):
-        grad = _product(grad, windows[axis].flatten(1), SPATIAL + axis)
+    for axis in axes:
+        grad = _product(grad, matrices[axis], axis)
     return grad
 
 
@@ -174,24 +180,26 @@ def _sum_ranks(
     Returns:
         The weight gradient, of shape `shape`.
     """
-    groups, axes = geometry.groups, len(taps)
+    groups, axes = geometry.groups, range(len(taps))
     if groups > 1 and channel_factor is not None:
         core = mode_product(core, channel_factor.T, CHANNEL)
         channel_factor = None
     batch, outputs = summed.shape[:2]
     pairs = [size for pair in zip(taps, ranks, strict=True) for size in pair]
     split = summed.reshape(batch, groups, outputs // groups, *pairs)
-    tap_axes, rank_axes = [3 + 2 * a for a in range(axes)], [4 + 2 * a for a in range(axes)]
+    tap_axes, rank_axes = [3 + 2 * a for a in axes], [4 + 2 * a for a in axes]
     # [g, (o, k..), (b, r..)] @ [g, (b, r..), c]
     left = split.permute(1, 2, *tap_axes, 0, *rank_axes).reshape(groups, (outputs // groups) * prod(taps), -1)
-    inner = core.unflatten(CHANNEL, (groups, -1)).movedim((1, 2), (0, -1)).reshape(groups, left.shape[2], -1)
+    parts = core.reshape(batch, groups, -1, *ranks)
+    inner = parts.permute(1, 0, *[3 + a for a in axes], 2).reshape(groups, left.shape[2], -1)
     gradient = torch.bmm(left, inner)
     if channel_factor is not None:
         gradient = gradient @ channel_factor.T
     gradient = gradient.reshape(groups, outputs // groups, *taps, -1)
+    last = 2 + len(taps)
     if geometry.transposed:
-        return gradient.movedim(-1, 1).reshape(shape)  # [g, c, o, k..]
-    return gradient.movedim(-1, 2).reshape(shape)  # [g, o, c, k..]
+        return gradient.permute(0, last, 1, *[2 + a for a in axes]).reshape(shape)  # [g, c, o, k..]
+    return gradient.permute(0, 1, last, *[2 + a for a in axes]).reshape(shape)  # [g, o, c, k..]
 
 
 __all__ = ["Operands", "dense_route", "factored_route", "reduced_route", "weight_gradient"]

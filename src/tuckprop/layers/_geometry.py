@@ -61,6 +61,11 @@ class Geometry:
         return any(before or after for before, after in self.explicit)
 
     @cached_property
+    def has_unit_stride(self) -> bool:
+        """Whether every position of the input is the start of a window: stride 1 on every axis."""
+        return prod(self.stride) == 1
+
+    @cached_property
     def has_one_tap(self) -> bool:
         """Whether it has one tap, no padding, and all channels in one group: a product at each place, or at some."""
         unpadded = not any(before or after for before, after in self.padding)

@@ -5,6 +5,7 @@ ReLU, sigmoid, tanh, exp and softmax do; and what the caller passed to the model
 """
 
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -34,7 +35,13 @@ def holder(x: Tensor) -> Holder | None:
     made = x._base if x._is_view() and x._base is not None else x
     if made.grad_fn is None:
         return Holder.CALLER if x in _given or made in _given else None
-    return Holder.OPERATION if any(hasattr(type(made.grad_fn), field) for field in _FIELDS) else None
+    return Holder.OPERATION if _keeps_its_output(type(made.grad_fn)) else None
+
+
+@lru_cache(maxsize=1024)
+def _keeps_its_output(node: type) -> bool:
+    """Say whether nodes of the graph of this type hold what their operation returned."""
+    return any(hasattr(node, field) for field in _FIELDS)
 
 
 class NoteInputs:

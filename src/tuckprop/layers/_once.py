@@ -37,11 +37,13 @@ def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., G
 
     @wraps(backward)
     def once(ctx: Any, *grads: Tensor) -> Gradients:
-        ctx.owns_gradient = not torch.is_grad_enabled() and is_owned(count_references(grads))
+        if not torch.is_grad_enabled():
+            ctx.owns_gradient = is_owned(count_references(grads))
+            return backward(ctx, *grads)
+        # The caller asked for create_graph=True.
+        ctx.owns_gradient = False
         with torch.no_grad():
             gradients = backward(ctx, *grads)
-        if not torch.is_grad_enabled():  # It is, where the caller asked for create_graph=True.
-            return gradients
         return tuple(None if g is None else _Refuse.apply(g.detach().requires_grad_()) for g in gradients)
 
     return once

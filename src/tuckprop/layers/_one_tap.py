@@ -41,7 +41,7 @@ def serves(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) -> bool:
         and x.is_contiguous()
         and weight.dtype == x.dtype
         # A weight in channels_last asks for such an output.
-        and weight.flatten(1).is_contiguous()
+        and weight.is_contiguous()
         and not _channels_last(weight)
     )
 
@@ -57,13 +57,15 @@ def serves_weight(x: Tensor, shape: Size, weight: Tensor, geometry: Geometry) ->
 
 def _positions(shape: Size, geometry: Geometry) -> int:
     """Return the positions of a sample that the tap meets."""
+    if geometry.has_unit_stride:
+        return shape[2:].numel()
     return prod(-(-size // stride) for size, stride in zip(shape[2:], geometry.stride, strict=True))
 
 
 def _met(x: Tensor, geometry: Geometry) -> Tensor:
     """Return the view of `x` [b, c, s..] that the tap meets: all of it without a stride."""
     steps = [slice(None, None, stride) for stride in geometry.stride]
-    return x if prod(geometry.stride) == 1 else x[(slice(None), slice(None), *steps)]
+    return x if geometry.has_unit_stride else x[(slice(None), slice(None), *steps)]
 
 
 def _enough(positions: int, x: Tensor) -> bool:
@@ -84,7 +86,7 @@ def output(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -
 def input_gradient(grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry) -> Tensor:
     """Return the gradient of the input, of this shape, from that of the output, [b, o, m..]."""
     products = _products(weight.flatten(1).T, grad)
-    if prod(geometry.stride) == 1:
+    if geometry.has_unit_stride:
         return products
     out = grad.new_zeros(shape)
     _met(out, geometry).copy_(products)
@@ -109,9 +111,10 @@ def _crosses(left: Tensor, right: Tensor) -> bool:
 def _products(matrix: Tensor, x: Tensor) -> Tensor:
     """Return `matrix` [n, m] times each sample of `x` [b, m, s..], in a tensor that is no view."""
     # A view that leaves an autograd function may not change in place.
-    y = x.new_empty(len(x), len(matrix), *x.shape[2:])
+    samples, channels, *places = x.shape
+    y = x.new_empty(samples, matrix.shape[0], *places)
     if native.serves(x):
-        native.product(x, (len(x), x.shape[1], prod(x.shape[2:])), matrix.T.contiguous(), y)
+        native.product(x, (samples, channels, prod(places)), matrix.T.contiguous(), y)
     else:
-        torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2), out=y.flatten(2))
+        torch.bmm(matrix.expand(samples, -1, -1), x.flatten(2), out=y.flatten(2))
     return y

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tuckprop.codecs import Packed
+from tuckprop.linalg.chained import expand_each
 from tuckprop.linalg.layout import inverse
-from tuckprop.linalg.modes import expand_each
 
 
 class Operands(NamedTuple):

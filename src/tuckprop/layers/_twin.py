@@ -300,10 +300,15 @@ def become_plain(module: Twin) -> None:
 
 def trains(module: nn.Module, x: Tensor, *parameters: Tensor | None) -> bool:
     """Say whether a call with input `x` is a training step with a gradient to compute; any other runs the plain op."""
-    ordinary = x.is_floating_point() and x.layout == torch.strided and not x.is_nested and not x.is_meta
-    present = [t for t in (x, *parameters) if t is not None]
-    wanted = any(t.requires_grad for t in present) and all(t.numel() > 0 for t in present)
-    return module.training and torch.is_grad_enabled() and ordinary and wanted
+    if not (module.training and torch.is_grad_enabled()):
+        return False
+    wanted = False
+    for t in (x, *parameters):
+        if t is not None:
+            wanted = wanted or t.requires_grad
+            if not t.numel():
+                return False
+    return wanted and x.is_floating_point() and x.layout == torch.strided and not x.is_nested and not x.is_meta
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

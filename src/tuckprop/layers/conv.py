@@ -91,10 +91,7 @@ class FactoredConvolution(torch.autograd.Function):
         if needs_weight:
             kind, meta = ctx.packed
             packed = kind.rebuild(kept, meta)
-        own = any(path.serves_weight(grad, ctx.shape, weight, ctx.geometry) for path in _WEIGHT_PATHS) or (
-            needs_x and any(path.serves(grad, ctx.shape, weight, ctx.geometry) for path in _INPUT_PATHS)
-        )
-        if isinstance(packed, DensePacked) and not own and not ctx.geometry.pads_explicitly:
+        if isinstance(packed, DensePacked) and _both_by_library(grad, ctx.shape, weight, ctx.geometry, needs_x):
             mask = (needs_x, True, ctx.has_bias and needs_bias)
             return *plain_gradients(grad, packed.dense(), weight, ctx.geometry, mask), None, None, None
         # First, so that what it takes on the way is gone when the input's gradient takes its memory.
@@ -102,6 +99,14 @@ class FactoredConvolution(torch.autograd.Function):
         grad_x = input_gradient(grad, weight, ctx.shape, ctx.geometry, ctx.format) if needs_x else None
         grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1]) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _both_by_library(grad: Tensor, shape: Size, weight: Tensor, geometry: Geometry, needs_x: bool) -> bool:
+    """Say whether the gradients of input and weight are PyTorch's, and so one call."""
+    own = any(path.serves_weight(grad, shape, weight, geometry) for path in _WEIGHT_PATHS) or (
+        needs_x and any(path.serves(grad, shape, weight, geometry) for path in _INPUT_PATHS)
+    )
+    return not own and not geometry.pads_explicitly
 
 
 def _output(x: Tensor, weight: Tensor, bias: Tensor | None, plain: PlainConvolution, geometry: Geometry) -> Tensor:

@@ -6,7 +6,7 @@ Reading is one look-up a byte as well, of a row with the levels of all the codes
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -97,9 +97,8 @@ class LevelCode:
 
     def scaled(self, factor: float) -> "LevelCode":
         """Return the code of `factor` times what this one is a code of, at `factor` times the place."""
-        return replace(
-            self, reach=self.reach * factor, levels=self.levels * factor, rounded=(self.levels * factor).float()
-        )
+        levels = self.levels * factor
+        return LevelCode(self.bits, self.reach * factor, self.pairs, levels, self.codes, levels.float())
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the packed codes of `x`.

@@ -4,7 +4,7 @@ The mode-n unfolding of a tensor of shape [n_1, ..., n_d] is the matrix of its m
 A contiguous tensor seen from mode n is a stack [before, n, after]; both functions work on that view.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 
@@ -152,14 +152,6 @@ def _many_tiny(matrix: Tensor, before: int, after: int) -> bool:
 def expand(core: Tensor, factor: Tensor, mode: int) -> Tensor:
     """Multiply axis `mode` of `core`, of size k, by `factor` [n, k]: the inverse direction of `mode_product`."""
     return mode_product(core, factor.T, mode)
-
-
-def expand_each(core: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
-    """Return `core` with each of these axes multiplied by its factor [n, k]: `expand`, one after the other."""
-    # The smallest growth first keeps the products in between small.
-    for axis in sorted(factors, key=lambda a: factors[a].shape[0] / factors[a].shape[1]):
-        core = expand(core, factors[axis], axis)
-    return core
 
 
 def add_expanded(total: Tensor, core: Tensor, factor: Tensor, mode: int) -> None:

@@ -11,6 +11,7 @@ from tuckprop.linalg.energy import Energy
 from tuckprop.linalg.layout import memory_order, moves_nothing
 from tuckprop.linalg.modes import mode_product
 from tuckprop.native import Rows
+from tuckprop.native.chain import Standard
 
 # Elements that are formed at a time: they stay in a processor's cache.
 _PART = 1 << 18
@@ -48,6 +49,9 @@ class Standardised:
         """Return shift and scale of each row in memory, where `x`, which is dense, has rows with one of each."""
         if self.scale.dtype != torch.float32 or self.scale.device.type != "cpu":
             return None
+        if self.x.is_contiguous() and (standard := self.along_one_axis()) is not None:
+            positions = prod(self.x.shape[standard.axis + 1 :])
+            return Rows(standard.shift, standard.scale, positions) if positions >= _LEAST_ROW else None
         order = memory_order(self.x)
         shift, scale = torch.broadcast_tensors(self.shift, self.scale)
         sizes = [shift.shape[axis] for axis in order]
@@ -99,6 +103,15 @@ class Standardised:
     def multiplies_unformed(self, mode: int) -> bool:
         """Say whether `mode_product` along this mode forms nothing of the size of the whole."""
         return self.scale.shape[mode] == 1 or self.scale.numel() == self.scale.shape[mode]
+
+    def along_one_axis(self) -> Standard | None:
+        """Return shift and scale where they vary along one axis alone, in float32 on a CPU."""
+        if self.scale.dtype != torch.float32 or self.scale.device.type != "cpu" or self.scale.numel() == 1:
+            return None
+        axis = max(range(self.scale.dim()), key=self.scale.shape.__getitem__)
+        if self.scale.shape[axis] != self.scale.numel() or self.shift.shape != self.scale.shape:
+            return None
+        return Standard(self.shift.reshape(-1), self.scale.reshape(-1), axis)
 
     def mode_product(self, matrix: Tensor, mode: int) -> Tensor:
         """Contract axis `mode` with the rows of `matrix` [n_mode, k]; as `tuckprop.linalg.modes.mode_product`.

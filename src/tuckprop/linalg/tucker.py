@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tuckprop.linalg.basis import spectra
+from tuckprop.linalg.chained import Contracted, contracted
 from tuckprop.linalg.energy import sum_of_squares
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.low_rank import FAR_FROM_ONE, low_rank_range
@@ -62,6 +63,10 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
 
 def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
     """Return the core: `x` contracted with every factor [n_j, k_j], in the order that costs least."""
+    if all(factor.dtype == torch.float32 for factor in factors.values()):
+        found = contracted(x, factors, _order(x, factors))
+        if found is not None:
+            return found.core
     left = dict(factors)
     if isinstance(x, Standardised):
         if not left:
@@ -76,18 +81,37 @@ def project(x: Tensor | Standardised, factors: dict[int, Tensor]) -> Tensor:
     return core
 
 
-def measured_project(x: Tensor, factors: dict[int, Tensor]) -> tuple[Tensor, float]:
-    """Return what `project` returns and the energy of `x`, on a CPU, which is read once for both.
+def measured_project(x: Tensor | Standardised, factors: dict[int, Tensor], work: torch.dtype) -> Contracted:
+    """Return what `project` returns, and the energy of both, on a CPU; a tensor is read once for all.
 
-    It may be in half precision, and the factors in float32: so is the core.
+    Args:
+        x: The tensor, in the core's precision or, in single or one of the half ones, in a lower one.
+        factors: By mode, [n_j, k_j], in the core's precision or float16.
+        work: Dtype of the core.
     """
+    found = contracted(x, factors, _order(x, factors), measures=True) if work == torch.float32 else None
+    if isinstance(x, Standardised):
+        energy = x.energy.read()
+        if found is not None:
+            return found._replace(energy=energy)
+        core = project(x, _cast(factors, work))
+        return Contracted(core, energy, float(sum_of_squares(core)))
+    if found is not None:
+        return found
     if not factors:
-        core = x.to(torch.promote_types(x.dtype, torch.float32))
-        return core, float(sum_of_squares(core))
+        core = x.to(work)
+        energy = float(sum_of_squares(core))
+        return Contracted(core, energy, energy)
     first = _order(x, factors)[0]
+    factors = _cast(factors, work)
     core, energy = measured_product(*_as_one(x, factors, first), first[0])
     left = {mode: factor for mode, factor in factors.items() if mode not in first}
-    return project(_split(core, factors, first), left), energy
+    core = project(_split(core, factors, first), left)
+    return Contracted(core, energy, float(sum_of_squares(core)))
+
+
+def _cast(factors: dict[int, Tensor], work: torch.dtype) -> dict[int, Tensor]:
+    return {mode: factor.to(work) for mode, factor in factors.items()}
 
 
 def _as_one(x: Tensor, factors: dict[int, Tensor], modes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

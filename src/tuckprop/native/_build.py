@@ -24,13 +24,16 @@ _SOURCES = tuple(
         "batch_norm",
         "gram",
         "product",
+        "chain",
         "tridiagonal",
         "eigen",
         "winograd",
         "winograd_weight",
     )
 )
-_HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("half", "vectors", "tile", "eigen", "winograd"))
+_HEADERS = tuple(
+    Path(__file__).with_name(f"{name}.h") for name in ("half", "vectors", "tile", "product", "eigen", "winograd")
+)
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 
 

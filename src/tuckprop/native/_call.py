@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cross_rows": (c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
     "product_rows": (c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int, *[c_int64] * 4),
     "product_columns": (c_void_p, c_void_p, c_void_p, c_int, c_int, *[c_int64] * 3),
+    "chain": (c_void_p, c_int, c_int64, *[c_void_p] * 8, c_int64, c_int64, c_void_p),
     "leading_pairs": (c_void_p, c_int64, c_double, c_void_p, c_void_p),
     "depthwise": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),
     "depthwise_input": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64 * 12),

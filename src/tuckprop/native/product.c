@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "half.h"
+#include "product.h"
 #include "tile.h"
 
 /* Rows of a tile of one vector. */
@@ -55,7 +56,7 @@ static void edge_of(const float *x, const float *m, Size size, float *y, Size y_
 }
 
 /* The sum of squares of `count` columns of x, whose rows are `pitch` apart. */
-static float squares(const float *x, Size pitch, Size rows, Size count) {
+float squares(const float *x, Size pitch, Size rows, Size count) {
   Vector sum[WIDE] = {{0}};
   float rest = 0;
   for (Size i = 0; i < rows; i++, x += pitch) {
