@@ -286,9 +286,10 @@ def test_cross_of_more_than_a_cache_holds() -> None:
 
 
 @needs_compiler
-@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(2, 250), st.booleans())
-def test_product_of_a_stack(samples: int, size: int, rows: int, positions: int, added: bool) -> None:
-    stack, matrix = torch.randn(samples, size, positions), torch.randn(size, rows)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(2, 250), st.booleans(), st.booleans())
+def test_product_of_a_stack(samples: int, size: int, rows: int, positions: int, added: bool, transposed: bool) -> None:
+    stack = torch.randn(samples, size, positions)
+    matrix = torch.randn(rows, size).T if transposed else torch.randn(size, rows)
     before, scale = torch.randn(samples, rows, positions), torch.randn(rows) if added else None
     # What lies behind the result is not written to.
     memory = torch.full((before.numel() + 64,), float("nan"))
@@ -304,9 +305,10 @@ def test_product_of_a_stack(samples: int, size: int, rows: int, positions: int, 
 
 
 @needs_compiler
-@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 150))
-def test_product_of_rows(count: int, size: int, columns: int) -> None:
-    rows, matrix = torch.randn(count, size, 1), torch.randn(size, columns)
+@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 150), st.booleans())
+def test_product_of_rows(count: int, size: int, columns: int, transposed: bool) -> None:
+    rows = torch.randn(count, size, 1)
+    matrix = torch.randn(columns, size).T if transposed else torch.randn(size, columns)
     # What lies behind the result is not written to.
     memory = torch.full((count * columns + 64,), 7.0)
     native.product(rows, (count, size, 1), matrix, memory[: count * columns])

@@ -114,7 +114,7 @@ def _products(matrix: Tensor, x: Tensor) -> Tensor:
     samples, channels, *places = x.shape
     y = x.new_empty(samples, matrix.shape[0], *places)
     if native.serves(x):
-        native.product(x, (samples, channels, prod(places)), matrix.T.contiguous(), y)
+        native.product(x, (samples, channels, prod(places)), matrix.T, y)
     else:
         torch.bmm(matrix.expand(samples, -1, -1), x.flatten(2), out=y.flatten(2))
     return y

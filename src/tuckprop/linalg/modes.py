@@ -74,7 +74,7 @@ def mode_product(x: Tensor, matrix: Tensor, mode: int) -> Tensor:
     shape = [*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]]
     if _served(x, matrix, before, after):
         y = matrix.new_empty(shape)
-        native.product(x, (before, size, after), matrix.contiguous(), y)
+        native.product(x, (before, size, after), matrix, y)
         return y
     x = x.to(matrix.dtype)
     if _served_on_a_gpu(x, matrix):
@@ -112,7 +112,7 @@ def measured_product(x: Tensor, matrix: Tensor, mode: int) -> tuple[Tensor, floa
         x = x.to(matrix.dtype)
         return mode_product(x, matrix, mode), float(sum_of_squares(x))
     y = matrix.new_empty([*x.shape[:mode], matrix.shape[1], *x.shape[mode + 1 :]])
-    return y, native.measured_product(x, (before, size, after), matrix.contiguous(), y)
+    return y, native.measured_product(x, (before, size, after), matrix, y)
 
 
 def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
@@ -160,7 +160,7 @@ def add_expanded(total: Tensor, core: Tensor, factor: Tensor, mode: int) -> None
     rank = core.shape[mode]
     if after > 1 and native.serves(total) and total.is_contiguous() and _served(core, factor.T, before, after):
         ones = factor.new_ones(size)
-        native.product(core, (before, rank, after), factor.T.contiguous(), total, ones)
+        native.product(core, (before, rank, after), factor.T, total, ones)
     elif after == 1:
         total.view(before, size).addmm_(core.reshape(before, rank), factor.T)
     elif before == 1:

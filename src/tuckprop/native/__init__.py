@@ -305,7 +305,7 @@ def product(stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor, scale
     Args:
         stack: float32 or bfloat16, contiguous, of the elements of [samples, n, positions], whatever its axes.
         sizes: Those three; with one position, `scale` is None.
-        matrix: float32 [n, k], contiguous.
+        matrix: float32 [n, k], any strides.
         out: float32, contiguous, of the elements of [samples, k, positions], whatever its axes.
         scale: float32 [k], contiguous, or None, for which `out` is not read.
     """
@@ -328,13 +328,12 @@ def _product(
     stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor, scale: Tensor | None, measures: bool
 ) -> float:
     samples, size, positions = sizes
-    pointers, halves = (stack.data_ptr(), matrix.data_ptr(), out.data_ptr()), stack.dtype == torch.bfloat16
+    pointers = (stack.data_ptr(), matrix.data_ptr(), *matrix.stride())
+    sizes = (stack.dtype == torch.bfloat16, measures, samples, size, matrix.shape[1])
     if positions == 1:
-        energy = kernel("product_columns")(*pointers, halves, measures, samples, size, matrix.shape[1])
-    else:
-        factor = None if scale is None else scale.data_ptr()
-        energy = kernel("product_rows")(*pointers, factor, halves, measures, samples, size, matrix.shape[1], positions)
-    return float(energy)
+        return float(kernel("product_columns")(*pointers, out.data_ptr(), *sizes))
+    factor = None if scale is None else scale.data_ptr()
+    return float(kernel("product_rows")(*pointers, out.data_ptr(), factor, *sizes, positions))
 
 
 def leading_pairs(gram: Tensor, share: float) -> tuple[Tensor, Tensor] | None:

@@ -143,15 +143,15 @@ static double multiply(const void *x, int halves, int measures, const void *cons
   const Size size = one->size * two->size, rank = one->rank * two->rank;
   const int joined = step->after > 1 && step->before > FEW && most(size, rank) * step->after <= TINY;
   const Size identity = joined ? step->after : 1;
-  const int packed = one->kind == SINGLE && one->column == 1 && one->row == rank;
-  const int as_it_lies = packed && identity == 1 && two->kind == NONE && !how->scale;
+  const int as_it_lies = one->kind == SINGLE && identity == 1 && two->kind == NONE && !how->scale;
   float *formed = as_it_lies ? NULL : malloc(size * identity * rank * identity * sizeof(float));
   const float *matrix = as_it_lies ? matrices[0] : formed;
   if (!as_it_lies) form(formed, matrices, step, identity, how, settling);
+  const Size row = as_it_lies ? one->row : rank * identity, column = as_it_lies ? one->column : 1;
   double energy;
   if (step->after == identity)
-    energy = product_columns(x, matrix, y, halves, measures, step->before, size * identity, rank * identity);
-  else energy = product_rows(x, matrix, y, NULL, halves, measures, step->before, size, rank, step->after);
+    energy = product_columns(x, matrix, row, column, y, halves, measures, step->before, size * identity, rank * identity);
+  else energy = product_rows(x, matrix, row, column, y, NULL, halves, measures, step->before, size, rank, step->after);
   free(formed);
   return energy;
 }

@@ -86,16 +86,24 @@ static inline void copy(float *to, const void *x, int halves, Size at, Size coun
   else memcpy(to, (const float *)x + at, count * sizeof(float));
 }
 
+/* A part of a matrix, whose elements lie `row` and `column` apart. */
+static void copy_part(float *to, Size to_row, const float *m, Size row, Size column, Size rows, Size columns) {
+  for (Size i = 0; i < rows; i++, to += to_row, m += row)
+    if (column == 1) memcpy(to, m, columns * sizeof(float));
+    else
+      for (Size k = 0; k < columns; k++) to[k] = m[k * column];
+}
+
 /* Y[s] = M X[s], or scale Y[s] + M X[s] with a number a row, for X [samples, size, positions], in `halves` or not, and M
- * given as its transpose [size, rows]. Returns the sum of squares of X, if it `measures`: while the cache holds it, it
- * costs little. */
-double product_rows(const void *x, const float *m, float *y, const float *scale, int halves, int measures, Size samples,
-                    Size size, Size rows, Size positions) {
+ * given as its transpose [size, rows], whose elements lie `m_row` and `m_column` apart. Returns the sum of squares of X,
+ * if it `measures`: while the cache holds it, it costs little. */
+double product_rows(const void *x, const float *m, Size m_row, Size m_column, float *y, const float *scale, int halves,
+                    int measures, Size samples, Size size, Size rows, Size positions) {
   const Size tiles = tiles_of(rows), groups = (positions + GROUP - 1) / GROUP;
   float *tiled = malloc(size * rows * sizeof(float));
   for (Size t = 0; t < tiles; t++) {
     const Size first = first_of(rows, t), high = first_of(rows, t + 1) - first;
-    for (Size i = 0; i < size; i++) memcpy(tiled + first * size + i * high, m + i * rows + first, high * sizeof(float));
+    copy_part(tiled + first * size, high, m + first * m_column, m_row, m_column, size, high);
   }
   const int copies = halves || positions % LANES || (tiles > 1 && positions > GROUP);
   float *energies = measures ? malloc(samples * groups * sizeof(float)) : NULL;
@@ -151,13 +159,13 @@ static inline __attribute__((always_inline)) void columns_tile(const float *x, c
   for (int t = 0; t < high; t++) memcpy(y + t * y_pitch, sum[t], columns * sizeof(float));
 }
 
-/* Y = X M for X [count, size], in `halves` or not, and M [size, columns]. Returns the sum of squares of X, if it
- * `measures`. */
-double product_columns(const void *x, const float *m, float *y, int halves, int measures, Size count, Size size,
-                       Size columns) {
+/* Y = X M for X [count, size], in `halves` or not, and M [size, columns], whose elements lie `m_row` and `m_column` apart.
+ * Returns the sum of squares of X, if it `measures`. */
+double product_columns(const void *x, const float *m, Size m_row, Size m_column, float *y, int halves, int measures,
+                       Size count, Size size, Size columns) {
   const Size pitch = (columns + LANES - 1) / LANES * LANES, step = columns <= LANES ? TALL : HIGH;
   float *wide = calloc(size * pitch, sizeof(float));
-  for (Size i = 0; i < size; i++) memcpy(wide + i * pitch, m + i * columns, columns * sizeof(float));
+  copy_part(wide, pitch, m, m_row, m_column, size, columns);
   const Size units = up(count, step);
   float *energies = measures ? malloc(units * sizeof(float)) : NULL;
 #pragma omp parallel
