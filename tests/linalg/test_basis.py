@@ -50,6 +50,20 @@ def test_the_rank_reaches_the_threshold_and_one_less_does_not(drawn: tuple[torch
     assert rank == 1 or share[rank - 2] < epsilon + 1e-12
 
 
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.05, 0.999), st.integers(0, 9))
+def test_in_single_precision_too(size: int, rest: int, epsilon: float, seed: int) -> None:
+    """Of a tall unfolding a kernel finds energies first, and vectors where they are asked for."""
+    x = decaying((size, rest), seed=seed)
+    found = spectrum(x.float(), 0, epsilon)
+    values = torch.linalg.svdvals(x).square()
+    share, rank = values.cumsum(0) / values.sum(), int(found.rank)
+    assert share[rank - 1] >= epsilon - 1e-5
+    assert rank == 1 or share[rank - 2] < epsilon + 1e-5
+    vectors = found.leading(rank).double()
+    assert_close(vectors.T @ vectors, torch.eye(rank, dtype=x.dtype), rtol=0, atol=1e-4)
+    assert_close((vectors.T @ x).square().sum(), values[:rank].sum(), rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize("shape", [(7,), (9, 4), (4, 9), (5, 4, 6)], ids=str)
 def test_leading_vectors_have_memory_of_their_own(shape: tuple[int, ...]) -> None:
     """A view of all the vectors would keep all of them alive."""
@@ -112,7 +126,7 @@ def test_a_decomposition_that_fails_in_single_precision_is_done_in_double(monkey
     monkeypatch.setattr(torch.linalg, "eigh", fails)
     found = spectrum(x, 1, 0.9)
     assert found.rank == expected.rank
-    assert found.vectors.dtype == torch.float32
+    assert found.vectors().dtype == torch.float32
     torch.testing.assert_close(found.energies, expected.energies)
 
 

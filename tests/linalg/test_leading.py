@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from tests.native.compiler import needs_compiler
 from tuckprop.linalg.eigen import eigh
-from tuckprop.linalg.leading import leading_eigh
+from tuckprop.linalg.leading import leading_eigh, leading_energies
 
 pytestmark = needs_compiler
 
@@ -25,6 +25,9 @@ def check(gram: torch.Tensor, share: float) -> int:
     found = leading_eigh(gram, share)
     assert found is not None
     energies, vectors = found
+    alone = leading_energies(gram, share)
+    assert alone is not None
+    assert_close(alone, energies, rtol=1e-5, atol=1e-6 * float(energies[0]))
     whole = eigh(gram.double())[0].clamp_min(0).flip(0)
     kept, scale, count = whole.cumsum(0) / whole.sum(), float(whole.sum()), len(energies)
     assert kept[count - 1] >= share - 1e-6

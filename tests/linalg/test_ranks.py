@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuckprop.linalg.ranks import explained_variance_rank
+from tuckprop.linalg.ranks import explained_variance_rank, read_ranks
 
 energies = st.lists(st.floats(0, 1e6), min_size=1, max_size=20).map(lambda v: sorted(v, reverse=True))
 epsilons = st.floats(1e-6, 1.0)
@@ -45,3 +45,9 @@ def test_by_hand(values: list[float], epsilon: float, rank: int) -> None:
     assert found.dtype == torch.int64
     assert found.shape == ()
     assert int(found) == rank
+
+
+def test_ranks_are_read_wherever_they_are() -> None:
+    assert read_ranks([3, torch.tensor(1), 4, torch.tensor(5)]) == [3, 1, 4, 5]
+    assert read_ranks([2]) == [2]
+    assert read_ranks([]) == []

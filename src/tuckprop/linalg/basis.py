@@ -1,15 +1,16 @@
 """Orthonormal bases of mode-n unfoldings, from small Gram matrices rather than an SVD of a wide matrix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
+from tuckprop import native
 from tuckprop.linalg.eigen import eigh, eigh_batched
 from tuckprop.linalg.lagged import waiting_costs
-from tuckprop.linalg.leading import leading_eigh
+from tuckprop.linalg.leading import leading_eigh, leading_energies
 from tuckprop.linalg.modes import gram_of_rows, mode_gram
 from tuckprop.linalg.ranks import explained_variance_rank
 
@@ -25,19 +26,20 @@ class Spectrum:
     Attributes:
         energies: Squared singular values, descending, shape [m], m = min(n, p) for an unfolding [n, p]. Where the
             threshold is far from one there may be fewer, the others not being asked for.
-        rank: How many vectors reach the threshold that was asked for; a scalar int64 tensor.
-        vectors: Eigenvectors of the smaller Gram matrix, as columns, the leading one first, shape [min(n, p), m].
+        rank: How many vectors reach the threshold that was asked for; a scalar int64 tensor where a device has it.
+        vectors: Returns the eigenvectors of the smaller Gram matrix, as columns, the leading one first, shape
+            [min(n, p), m].
         tall: The unfolding, where it is taller than wide and `vectors` are its right singular vectors; else None.
     """
 
     energies: Tensor
-    rank: Tensor
-    vectors: Tensor
+    rank: Tensor | int
+    vectors: Callable[[], Tensor]
     tall: Tensor | None = None
 
     def leading(self, rank: int) -> Tensor:
         """Return the first `rank` left singular vectors, orthonormal columns [n, rank], in memory of their own."""
-        leading = self.vectors[:, :rank]
+        leading = self.vectors()[:, :rank]
         if rank < len(self.energies) or not leading.is_contiguous():
             # A clone: one column of a column-major matrix counts as contiguous, whatever its strides.
             leading = leading.clone(memory_format=torch.contiguous_format)
@@ -115,19 +117,36 @@ def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor
             grams.append(known[mode] if mode in known else mode_gram(x, mode))
     if grams:
         check_energy(float(grams[0].trace()), x)
-    pairs = _decomposed(grams, list(epsilons.values()))
-    return {mode: Spectrum(*found, tall[mode]) for mode, found in zip(epsilons, pairs, strict=True)}
+    found = zip(epsilons.items(), grams, _decomposed(grams, list(epsilons.values()), list(tall.values())), strict=True)
+    return {mode: _spectrum(gram, epsilon, pairs, tall[mode]) for (mode, epsilon), gram, pairs in found}
 
 
 # Energies, the rank that was asked for, and vectors, as a spectrum has them.
-Pairs = tuple[Tensor, Tensor, Tensor]
+Pairs = tuple[Tensor, Tensor | int, Tensor]
 
 
-def _decomposed(grams: Sequence[Tensor], epsilons: Sequence[float]) -> list[Pairs]:
-    """Decompose every Gram matrix: elsewhere than on a CPU all of them, in one batch."""
+def _decomposed(
+    grams: Sequence[Tensor], epsilons: Sequence[float], tall: Sequence[Tensor | None]
+) -> list[Pairs | None]:
+    """Decompose every Gram matrix: elsewhere than on a CPU all of them, in one batch.
+
+    None for those of tall unfoldings where a kernel finds energies alone: bases of few vectors hardly ever save bytes
+    there, and the vectors take as long again.
+    """
     if len(grams) > 1 and waiting_costs(grams[0].device):
         return [_ranked(*pairs, epsilon) for pairs, epsilon in zip(eigh_batched(grams), epsilons, strict=True)]
-    return [eigenpairs(gram, epsilon) for gram, epsilon in zip(grams, epsilons, strict=True)]
+    return [
+        None if long is not None and epsilon < 1 and native.serves(gram) else eigenpairs(gram, epsilon)
+        for gram, epsilon, long in zip(grams, epsilons, tall, strict=True)
+    ]
+
+
+def _spectrum(gram: Tensor, epsilon: float, pairs: Pairs | None, tall: Tensor | None) -> Spectrum:
+    energies = None if pairs is not None else leading_energies(gram, epsilon)
+    if energies is not None:
+        return Spectrum(energies, len(energies), lambda: eigenpairs(gram, epsilon)[2], tall)
+    energies, rank, vectors = pairs or eigenpairs(gram, epsilon)
+    return Spectrum(energies, rank, lambda: vectors, tall)
 
 
 def eigenpairs(gram: Tensor, epsilon: float) -> Pairs:
@@ -135,12 +154,11 @@ def eigenpairs(gram: Tensor, epsilon: float) -> Pairs:
     if epsilon < 1:
         found = leading_eigh(gram, epsilon)
         if found is not None:
-            return found[0], torch.tensor(len(found[0]), device="cpu"), found[1]
+            return found[0], len(found[0]), found[1]
     return _ranked(*eigh(gram), epsilon)
 
 
 def _ranked(ascending: Tensor, vectors: Tensor, epsilon: float) -> Pairs:
     """Turn round eigenpairs, and say how many of them are asked for."""
     energies = ascending.flip(0)
-    whole = torch.full((), len(energies), device=energies.device)
-    return energies, whole if epsilon >= 1 else explained_variance_rank(energies, epsilon), vectors.flip(1)
+    return energies, len(energies) if epsilon >= 1 else explained_variance_rank(energies, epsilon), vectors.flip(1)

@@ -19,6 +19,10 @@ from tuckprop.linalg.orthonormal import orthonormal
 _LEAST_SIZE = 96
 _LEAST_PRODUCTS = 1 << 25
 
+# So many columns that lie beside each other are looked at together: they share lines of a cache. More of them would be
+# too much alike.
+_RUN = 4
+
 # Columns that are looked at: these shares of the size and of their number at most, and so many more.
 _OF_SIZE, _OF_COLUMNS = 1 / 4, 1 / 3
 _EXTRA = 8
@@ -88,8 +92,11 @@ def _keeps(kept: Tensor, energy: float) -> bool:
 def _some_columns(x: Tensor, mode: int, count: int, height: int) -> Tensor:
     """Return the first elements of so many columns of the unfolding, evenly from all of it, as rows [count, height]."""
     before, size, after = stacked(x.shape, mode)
-    middles = (torch.arange(count, device=x.device) + 0.5) * (before * after / count)
-    columns = middles.long()
+    run = min(after, _RUN)
+    chosen, each = -(-count // run), after // run
+    middles = ((torch.arange(chosen, device=x.device) + 0.5) * (before * each / chosen)).long()
+    starts = middles // each * after + middles % each * run
+    columns = (starts[:, None] + torch.arange(run, device=x.device)).flatten()[:count]
     return x.view(before, size, after)[columns // after, :height, columns % after]
 
 

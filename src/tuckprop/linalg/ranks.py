@@ -1,6 +1,7 @@
 """How many components a mode keeps."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -30,3 +31,14 @@ def explained_variance_rank(energies: Tensor, epsilon: float) -> Tensor:
     share = energies.cumsum(0)
     short = (share < epsilon * share[-1]).sum()
     return (short + 1).clamp_max(energies.numel()).to(torch.int64)
+
+
+def read_ranks(ranks: Sequence[Tensor | int]) -> list[int]:
+    """Return ranks as the host has them, or reads them off a device, which it waits for once.
+
+    Args:
+        ranks: Numbers, or scalar int64 tensors.
+    """
+    there = [rank for rank in ranks if isinstance(rank, Tensor)]
+    read = iter(torch.stack(there).tolist() if there else [])
+    return [next(read) if isinstance(rank, Tensor) else rank for rank in ranks]

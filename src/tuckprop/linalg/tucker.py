@@ -14,6 +14,7 @@ from tuckprop.linalg.energy import sum_of_squares
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.low_rank import FAR_FROM_ONE, low_rank_range
 from tuckprop.linalg.modes import JOINT, MOVE, measured_product, mode_product, product_cost, trailing_grams
+from tuckprop.linalg.ranks import read_ranks
 from tuckprop.linalg.standardised import Standardised
 
 # Products along the last mode run slower.
@@ -49,8 +50,7 @@ def hosvd(x: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, dict[int, Tenso
     found = spectra(inner, {mode: epsilons[mode] for mode in modes}, trailing_grams(inner) | grams)
     ranks = [1] * x.dim()
     if modes:
-        # The host waits for all ranks once.
-        for mode, rank in zip(modes, torch.stack([found[mode].rank for mode in modes]).tolist(), strict=True):
+        for mode, rank in zip(modes, read_ranks([found[mode].rank for mode in modes]), strict=True):
             ranks[mode] = rank
     factors = {mode: found[mode].leading(ranks[mode]) for mode in modes_worth_factoring(x.shape, ranks)}
     if within is None or wide not in factors:
@@ -179,6 +179,12 @@ def modes_worth_factoring(shape: Sequence[int], ranks: Sequence[int]) -> tuple[i
     Returns:
         A subset of the modes, ascending; modes of full rank are never in it.
     """
+    return _remembered_worth(tuple(shape), tuple(ranks))
+
+
+@lru_cache(maxsize=4096)
+def _remembered_worth(shape: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Return `modes_worth_factoring`: sizes and ranks repeat from step to step."""
     shrinking = [mode for mode, (size, rank) in enumerate(zip(shape, ranks, strict=True)) if rank < size]
 
     def elements(chosen: tuple[int, ...]) -> int:

@@ -21,6 +21,7 @@ from tuckprop.native.convolution import (
     winograd_input,
     winograd_weight,
 )
+from tuckprop.native.eigen import leading_pairs, leading_values
 
 # Elements of the widest vector that a kernel works with.
 LANES = 16
@@ -329,29 +330,11 @@ def _product(
 ) -> float:
     samples, size, positions = sizes
     pointers = (stack.data_ptr(), matrix.data_ptr(), *matrix.stride())
-    sizes = (stack.dtype == torch.bfloat16, measures, samples, size, matrix.shape[1])
+    numbers = (stack.dtype == torch.bfloat16, measures, samples, size, matrix.shape[1])
     if positions == 1:
-        return float(kernel("product_columns")(*pointers, out.data_ptr(), *sizes))
+        return float(kernel("product_columns")(*pointers, out.data_ptr(), *numbers))
     factor = None if scale is None else scale.data_ptr()
-    return float(kernel("product_rows")(*pointers, out.data_ptr(), factor, *sizes, positions))
-
-
-def leading_pairs(gram: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
-    """Return the fewest leading eigenpairs of a symmetric matrix whose eigenvalues have a share of its trace.
-
-    Args:
-        gram: float32 [n, n], contiguous. No eigenvalue is negative but for rounding.
-        share: At most 1.
-
-    Returns:
-        Eigenvalues, the largest first, float64 [k]; their eigenvectors, orthonormal columns [n, k]. None where they are
-        not accurate, or the matrix is not finite, or 0.
-    """
-    size = len(gram)
-    values, vectors = torch.empty(size, dtype=torch.float64, device="cpu"), gram.new_empty(size * size)
-    count = kernel("leading_pairs")(gram.data_ptr(), size, share, values.data_ptr(), vectors.data_ptr())
-    # A copy: a view would keep what is not used alive.
-    return None if count < 0 else (values[:count], vectors[: size * count].view(size, count).clone())
+    return float(kernel("product_rows")(*pointers, out.data_ptr(), factor, *numbers, positions))
 
 
 def _suffix(x: Tensor) -> str:
@@ -386,6 +369,7 @@ __all__ = [
     "gate",
     "gram",
     "leading_pairs",
+    "leading_values",
     "max_pool",
     "max_unpool",
     "measured_product",

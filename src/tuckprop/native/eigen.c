@@ -178,8 +178,8 @@ static int orthonormal(const float *z, Size size, Size count) {
 }
 
 /* The fewest leading eigenpairs of A [size, size], symmetric and with no negative eigenvalue but for rounding, that have
- * the share of its trace, the largest first: values [count], vectors [size, count]. Returns their count, or -1 where they
- * are not accurate, or A is not finite, or 0. */
+ * the share of its trace, the largest first: values [count], vectors [size, count], or no vectors where that is NULL.
+ * Returns their count, or -1 where they are not accurate, or A is not finite, or 0. */
 Size leading_pairs(const float *matrix, Size size, double share, double *values, float *vectors) {
   const Size pitch = up(size, LANES) * LANES;
   float *a = calloc(size * pitch, sizeof(float)), *tau = malloc(size * sizeof(float)), *z = NULL;
@@ -190,8 +190,9 @@ Size leading_pairs(const float *matrix, Size size, double share, double *values,
     norm = fmax(norm, fabs(d[i]) + (i ? fabs(e[i - 1]) : 0) + (i < size - 1 ? fabs(e[i]) : 0));
   Size count = leading_values(d, e, size, norm, share, values);
   const Size panels = up(count, LANES);
-  if (count) z = calloc(panels * size * LANES, sizeof(float));
-  if (count && vectors_of(d, e, size, norm, values, count, z) && orthonormal(z, size, count)) {
+  if (count && vectors) z = calloc(panels * size * LANES, sizeof(float));
+  if (!vectors) count = count ? count : -1;
+  else if (count && vectors_of(d, e, size, norm, values, count, z) && orthonormal(z, size, count)) {
     turn_back(a, size, pitch, tau, z, panels);
     for (Size i = 0; i < size; i++)
       for (Size first = 0; first < count; first += LANES)
