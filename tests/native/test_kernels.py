@@ -286,8 +286,10 @@ def test_cross_of_more_than_a_cache_holds() -> None:
 
 
 @needs_compiler
-@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(2, 250), st.booleans(), st.booleans())
-def test_product_of_a_stack(samples: int, size: int, rows: int, positions: int, added: bool, transposed: bool) -> None:
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(2, 250), *[st.booleans()] * 3)
+def test_product_of_a_stack(
+    samples: int, size: int, rows: int, positions: int, added: bool, transposed: bool, biased: bool
+) -> None:
     stack = torch.randn(samples, size, positions)
     matrix = torch.randn(rows, size).T if transposed else torch.randn(size, rows)
     before, scale = torch.randn(samples, rows, positions), torch.randn(rows) if added else None
@@ -296,11 +298,14 @@ def test_product_of_a_stack(samples: int, size: int, rows: int, positions: int, 
     out = memory[:-64].view_as(before)
     if added:
         out.copy_(before)
-    native.product(stack, (samples, size, positions), matrix, out, scale)
+    bias = torch.randn(rows) if biased else None
+    native.product(stack, (samples, size, positions), matrix, out, scale, bias)
     assert bool(memory[-64:].isnan().all())
     exact = torch.einsum("snp,nk->skp", stack.double(), matrix.double())
     if scale is not None:
         exact += scale.double()[:, None] * before.double()
+    if bias is not None:
+        exact += bias.double()[:, None]
     assert_close(out.double(), exact, rtol=1e-4, atol=1e-4)
 
 

@@ -79,8 +79,7 @@ def _channels_last(weight: Tensor) -> bool:
 
 def output(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Return the convolution of `x` [b, c, s..] with `weight` [o, c, 1..] and `bias` [o]: [b, o, s..]."""
-    y = _products(weight.flatten(1), _met(x, geometry).contiguous())
-    return y if bias is None else y.add_(bias.view(-1, *[1] * (x.dim() - 2)))
+    return _products(weight.flatten(1), _met(x, geometry).contiguous(), bias)
 
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: Size, geometry: Geometry) -> Tensor:
@@ -108,13 +107,13 @@ def _crosses(left: Tensor, right: Tensor) -> bool:
     return narrow and positions % native.LANES == 0 and left.is_contiguous() and native.serves(left)
 
 
-def _products(matrix: Tensor, x: Tensor) -> Tensor:
-    """Return `matrix` [n, m] times each sample of `x` [b, m, s..], in a tensor that is no view."""
+def _products(matrix: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `matrix` [n, m] times each sample of `x` [b, m, s..], and a bias [n], in a tensor that is no view."""
     # A view that leaves an autograd function may not change in place.
     samples, channels, *places = x.shape
     y = x.new_empty(samples, matrix.shape[0], *places)
-    if native.serves(x):
-        native.product(x, (samples, channels, prod(places)), matrix.T, y)
-    else:
-        torch.bmm(matrix.expand(samples, -1, -1), x.flatten(2), out=y.flatten(2))
-    return y
+    if native.serves(x) and (bias is None or (native.serves(bias) and bias.is_contiguous())):
+        native.product(x, (samples, channels, prod(places)), matrix.T, y, bias=bias)
+        return y
+    torch.bmm(matrix.expand(samples, -1, -1), x.flatten(2), out=y.flatten(2))
+    return y if bias is None else y.add_(bias.view(-1, *[1] * len(places)))

@@ -300,17 +300,25 @@ def cross(left: Tensor, right: Tensor) -> Tensor:
 StackSizes = tuple[int, int, int]
 
 
-def product(stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
-    """Write `matrix^T X` for each X of a stack into `out`, or add it to `scale` times what `out` has.
+def product(
+    stack: Tensor,
+    sizes: StackSizes,
+    matrix: Tensor,
+    out: Tensor,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> None:
+    """Write `matrix^T X + bias` for each X of a stack into `out`, or add it to `scale` times what `out` has.
 
     Args:
         stack: float32 or bfloat16, contiguous, of the elements of [samples, n, positions], whatever its axes.
-        sizes: Those three; with one position, `scale` is None.
+        sizes: Those three; with one position, `scale` and `bias` are None.
         matrix: float32 [n, k], any strides.
         out: float32, contiguous, of the elements of [samples, k, positions], whatever its axes.
         scale: float32 [k], contiguous, or None, for which `out` is not read.
+        bias: float32 [k], contiguous, or None for zeros.
     """
-    _product(stack, sizes, matrix, out, scale, measures=False)
+    _product(stack, sizes, matrix, out, scale, bias, measures=False)
 
 
 def measured_product(stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor) -> float:
@@ -322,19 +330,25 @@ def measured_product(stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tens
         matrix: As there.
         out: As there.
     """
-    return _product(stack, sizes, matrix, out, None, measures=True)
+    return _product(stack, sizes, matrix, out, None, None, measures=True)
 
 
 def _product(
-    stack: Tensor, sizes: StackSizes, matrix: Tensor, out: Tensor, scale: Tensor | None, measures: bool
+    stack: Tensor,
+    sizes: StackSizes,
+    matrix: Tensor,
+    out: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    measures: bool,
 ) -> float:
     samples, size, positions = sizes
     pointers = (stack.data_ptr(), matrix.data_ptr(), *matrix.stride())
     numbers = (stack.dtype == torch.bfloat16, measures, samples, size, matrix.shape[1])
     if positions == 1:
         return float(kernel("product_columns")(*pointers, out.data_ptr(), *numbers))
-    factor = None if scale is None else scale.data_ptr()
-    return float(kernel("product_rows")(*pointers, out.data_ptr(), factor, *numbers, positions))
+    added = (None if t is None else t.data_ptr() for t in (bias, scale))
+    return float(kernel("product_rows")(*pointers, out.data_ptr(), *added, *numbers, positions))
 
 
 def _suffix(x: Tensor) -> str:

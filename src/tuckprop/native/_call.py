@@ -31,7 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gram_columns": (c_void_p, c_void_p, c_int64, c_int64),
     "gram_panels": (c_void_p, c_void_p, c_int64, c_int64, c_int64),
     "cross_rows": (c_void_p, c_void_p, c_void_p, *[c_int64] * 4),
-    "product_rows": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int, c_int, *[c_int64] * 4),
+    "product_rows": (c_void_p, c_void_p, c_int64, c_int64, *[c_void_p] * 3, c_int, c_int, *[c_int64] * 4),
     "product_columns": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int, *[c_int64] * 3),
     "chain": (c_void_p, c_int, c_int64, *[c_void_p] * 8, c_int64, c_int64, c_void_p),
     "leading_pairs": (c_void_p, c_int64, c_double, c_void_p, c_void_p),

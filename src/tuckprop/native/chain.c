@@ -151,7 +151,7 @@ static double multiply(const void *x, int halves, int measures, const void *cons
   double energy;
   if (step->after == identity)
     energy = product_columns(x, matrix, row, column, y, halves, measures, step->before, size * identity, rank * identity);
-  else energy = product_rows(x, matrix, row, column, y, NULL, halves, measures, step->before, size, rank, step->after);
+  else energy = product_rows(x, matrix, row, column, y, NULL, NULL, halves, measures, step->before, size, rank, step->after);
   free(formed);
   return energy;
 }

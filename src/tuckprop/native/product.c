@@ -17,15 +17,26 @@ enum { TALL = 12 };
 static Size tiles_of(Size rows) { return (rows + HIGH - 1) / HIGH; }
 static Size first_of(Size rows, Size tile) { return tile * rows / tiles_of(rows); }
 
-/* y = M x + scale y for one tile: `high` rows of M, laid out [size, high], and `wide` vectors of columns. Without scale,
- * y is not read. */
+/* What is added to a product: a number a row, and y times another one; y is not read where there is none. */
+typedef struct {
+  const float *bias, *scale;
+} Added;
+
+static Added from_row(Added added, Size row) {
+  return (Added){added.bias ? added.bias + row : NULL, added.scale ? added.scale + row : NULL};
+}
+
+/* y = M x and what is added, for one tile: `high` rows of M, laid out [size, high], and `wide` vectors of columns. */
 static inline __attribute__((always_inline)) void tile(const int high, const float *x, Size pitch, const float *m,
-                                                       Size size, float *y, Size y_pitch, const float *scale,
+                                                       Size size, float *y, Size y_pitch, Added added,
                                                        Ahead ahead, const int wide) {
   Vector sum[HIGH][WIDE] = {{{0}}};
-  if (scale)
+  if (added.bias)
     for (int t = 0; t < high; t++)
-      for (int v = 0; v < wide; v++) sum[t][v] = scale[t] * *(const Vector *)(y + t * y_pitch + v * LANES);
+      for (int v = 0; v < wide; v++) sum[t][v] += added.bias[t];
+  if (added.scale)
+    for (int t = 0; t < high; t++)
+      for (int v = 0; v < wide; v++) sum[t][v] += added.scale[t] * *(const Vector *)(y + t * y_pitch + v * LANES);
   const float *rows[HIGH];
   for (int t = 0; t < high; t++) {
     rows[t] = m + t;
@@ -39,19 +50,18 @@ static inline __attribute__((always_inline)) void tile(const int high, const flo
 }
 
 static inline __attribute__((always_inline)) void tile_of(const float *x, Size pitch, const float *m, Size size,
-                                                          float *y, Size y_pitch, const float *scale, Ahead ahead,
-                                                          Size high, const int wide) {
-  AT_HEIGHT(high, tile, x, pitch, m, size, y, y_pitch, scale, ahead, wide)
+                                                          float *y, Size y_pitch, Added added, Ahead ahead, Size high,
+                                                          const int wide) {
+  AT_HEIGHT(high, tile, x, pitch, m, size, y, y_pitch, added, ahead, wide)
 }
 
-/* y = M x, or scale y + M x, for `count` columns, of which the last ones do not fill a vector. What lies behind them in
- * x, whose rows are GROUP apart, are zeros. */
-static void edge_of(const float *x, const float *m, Size size, float *y, Size y_pitch, const float *scale, Size high,
-                    Size count) {
+/* The same for `count` columns, of which the last ones do not fill a vector. What lies behind them in x, whose rows are
+ * GROUP apart, are zeros. */
+static void edge_of(const float *x, const float *m, Size size, float *y, Size y_pitch, Added added, Size high, Size count) {
   float edge[HIGH * GROUP] = {0};
-  if (scale)
+  if (added.scale)
     for (Size t = 0; t < high; t++) memcpy(edge + t * GROUP, y + t * y_pitch, count * sizeof(float));
-  for (Size p = 0; p < count; p += LANES) tile_of(x + p, GROUP, m, size, edge + p, GROUP, scale, NOTHING, high, 1);
+  for (Size p = 0; p < count; p += LANES) tile_of(x + p, GROUP, m, size, edge + p, GROUP, added, NOTHING, high, 1);
   for (Size t = 0; t < high; t++) memcpy(y + t * y_pitch, edge + t * GROUP, count * sizeof(float));
 }
 
@@ -94,11 +104,11 @@ static void copy_part(float *to, Size to_row, const float *m, Size row, Size col
       for (Size k = 0; k < columns; k++) to[k] = m[k * column];
 }
 
-/* Y[s] = M X[s], or scale Y[s] + M X[s] with a number a row, for X [samples, size, positions], in `halves` or not, and M
- * given as its transpose [size, rows], whose elements lie `m_row` and `m_column` apart. Returns the sum of squares of X,
- * if it `measures`: while the cache holds it, it costs little. */
-double product_rows(const void *x, const float *m, Size m_row, Size m_column, float *y, const float *scale, int halves,
-                    int measures, Size samples, Size size, Size rows, Size positions) {
+/* Y[s] = M X[s] + bias + scale Y[s], with a number a row or NULL for none, for X [samples, size, positions], in `halves`
+ * or not, and M given as its transpose [size, rows], whose elements lie `m_row` and `m_column` apart. Returns the sum of
+ * squares of X, if it `measures`: while the cache holds it, it costs little. */
+double product_rows(const void *x, const float *m, Size m_row, Size m_column, float *y, const float *bias,
+                    const float *scale, int halves, int measures, Size samples, Size size, Size rows, Size positions) {
   const Size tiles = tiles_of(rows), groups = (positions + GROUP - 1) / GROUP;
   float *tiled = malloc(size * rows * sizeof(float));
   for (Size t = 0; t < tiles; t++) {
@@ -129,16 +139,17 @@ double product_rows(const void *x, const float *m, Size m_row, Size m_column, fl
       if (measures) energies[unit] = squares(from, pitch, size, count);
       for (Size t = 0; t < tiles; t++) {
         const Size first = first_of(rows, t), high = first_of(rows, t + 1) - first;
-        const float *part = tiled + first * size, *times = scale ? scale + first : NULL;
+        const float *part = tiled + first * size;
+        const Added added = from_row((Added){bias, scale}, first);
         /* The tiles share in fetching the next group, so that memory is never asked for more than it can bring. */
         const Size line = t * all / tiles, lines = (t + 1) * all / tiles - line;
         const Ahead ahead = {next + line * LINE, halves ? positions / 2 : positions, lines};
         float *out = to + first * positions;
-        if (count == GROUP) tile_of(from, pitch, part, size, out, positions, times, ahead, high, WIDE);
-        else if (count % LANES) edge_of(from, part, size, out, positions, times, high, count);
+        if (count == GROUP) tile_of(from, pitch, part, size, out, positions, added, ahead, high, WIDE);
+        else if (count % LANES) edge_of(from, part, size, out, positions, added, high, count);
         else
           for (Size p = 0; p < count; p += LANES)
-            tile_of(from + p, pitch, part, size, out + p, positions, times, NOTHING, high, 1);
+            tile_of(from + p, pitch, part, size, out + p, positions, added, NOTHING, high, 1);
       }
     }
     free(near);
