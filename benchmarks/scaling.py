@@ -29,7 +29,7 @@ class Options(Settings):
     """Of those in arms.py."""
     methods: tuple[str, ...] = ("plain", "subspace-0.8", "hosvd-0.8", "dense", "checkpoint")
     """Of those in arms.py; the first is the one the others are divided by."""
-    batches: tuple[int, ...] = (8, 16, 32, 64, 128)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     """Images a step."""
     resolutions: tuple[int, ...] = (64, 96, 128, 192, 224)
     """Pixels a side."""
