@@ -63,6 +63,7 @@ _FLOPS: dict[str, Callable[..., int]] = {
     "gram": _gram,
     "product": _product,
     "measured_product": _product,
+    "chained_products": lambda steps, **_: 2 * steps.multiplications,
     "cross": _cross,
     "batch_norm_factored": lambda grad, factor, **_: 2 * grad.numel() * factor.shape[1],
     "winograd": lambda weight, y, **_: _winograd(weight, y),

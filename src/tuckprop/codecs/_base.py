@@ -66,8 +66,8 @@ class Packed(ABC):
         """
         return self.dense(), {}
 
-    def outline(self) -> "Outline":
-        """Return the shapes of what `partial` returns with all axes to keep; nothing is computed for it."""
+    def outline(self) -> Outline:
+        """Return the shapes of what `partial` returns with all axes to keep, without forming anything of their size."""
         return Outline(self.shape, ())
 
     @abstractmethod

@@ -16,7 +16,7 @@ from torch import Tensor
 from tuckprop import native
 from tuckprop.linalg.modes import DEEP, NARROW, expand
 from tuckprop.linalg.standardised import Standardised
-from tuckprop.native.chain import KINDS, Side, Step, Steps, chain
+from tuckprop.native.chain import KINDS, Side, Step, Steps
 
 # Products of so many multiplications take about as long as a call of a library does, however they are done.
 _LITTLE = 1 << 22
@@ -88,9 +88,9 @@ def contracted(
         return None
     core = torch.empty(plan.shape, dtype=torch.float32, device="cpu")
     size = plan.steps.between
-    between = core if not size else torch.empty(size, dtype=torch.float32, device="cpu")
+    between = torch.empty(size, dtype=torch.float32, device="cpu") if size else None
     given = [None if mode is None else matrices[mode] for mode in plan.modes]
-    return Contracted(core, *chain(x, plan.steps, given, between, core, standard, measures))
+    return Contracted(core, *native.chained_products(x, plan.steps, given, between, core, standard, measures))
 
 
 def expand_each(core: Tensor, factors: Mapping[int, Tensor], work: torch.dtype | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tuckprop.native._build import library
 from tuckprop.native._call import kernel, window_sizes
+from tuckprop.native.chain import chained_products
 from tuckprop.native.convolution import (
     MOST_TAPS,
     depthwise,
@@ -373,6 +374,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_factored",
+    "chained_products",
     "clamp",
     "cross",
     "decode",

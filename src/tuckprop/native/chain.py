@@ -62,12 +62,14 @@ class Steps(NamedTuple):
         numbers: What each `Step` has.
         between: Elements of the memory for the results but the last.
         split: Those of the first of its two parts.
+        multiplications: Of all of them.
     """
 
     length: int
     numbers: Any
     between: int
     split: int
+    multiplications: int
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> "Steps":
@@ -75,7 +77,8 @@ class Steps(NamedTuple):
         numbers = [number for s in steps for number in (s.before, s.after, *s.first, *s.second)]
         results = [s.before * s.first.rank * s.second.rank * s.after for s in steps[:-1]]
         parts = [max(part, default=0) for part in (results[::2], results[1::2])]
-        return cls(len(steps), (c_int64 * len(numbers))(*numbers), sum(parts), parts[0])
+        work = sum(s.before * s.first.size * s.second.size * s.first.rank * s.second.rank * s.after for s in steps)
+        return cls(len(steps), (c_int64 * len(numbers))(*numbers), sum(parts), parts[0], work)
 
 
 class Standard(NamedTuple):
@@ -92,11 +95,11 @@ class Standard(NamedTuple):
     axis: int
 
 
-def chain(
+def chained_products(
     x: Tensor,
     steps: Steps,
     matrices: Sequence[Tensor | None],
-    between: Tensor,
+    between: Tensor | None,
     out: Tensor,
     standard: Standard | None = None,
     measures: bool = False,
@@ -107,7 +110,8 @@ def chain(
         x: float32 or bfloat16, contiguous, of the elements of the first step's stack.
         steps: At least one; each takes what the one before it leaves.
         matrices: Two a step, on a CPU, of the kinds and strides that it says; None for `NO_SIDE`.
-        between: float32, contiguous: memory for the results but the last, which are written to its two parts by turns.
+        between: float32, contiguous: memory for the results but the last, which are written to its two parts by turns;
+            None where there is one product.
         out: float32, contiguous, with as many axes as the tensor has.
         standard: What becomes of `x` first, or None for nothing.
         measures: Whether energies are asked for.
@@ -118,13 +122,13 @@ def chain(
     """
     pointers = (c_void_p * len(matrices))(*[None if m is None else m.data_ptr() for m in matrices])
     energies = (c_double * 2)()
-    memory = between.data_ptr()
+    memory = (None, None) if between is None else (between.data_ptr(), between.data_ptr() + 4 * steps.split)
     how: tuple[Any, ...] = (None, None, 0, 0, None)
     if standard is not None:
         shift, scale, axis = standard
         how = (shift.data_ptr(), scale.data_ptr(), axis, out.dim(), (c_int64 * out.dim())(*out.shape))
     kernel("chain")(
         *(x.data_ptr(), x.dtype == torch.bfloat16, steps.length, steps.numbers, pointers),
-        *(memory, memory + 4 * steps.split, out.data_ptr(), energies if measures else None, *how),
+        *(*memory, out.data_ptr(), energies if measures else None, *how),
     )
     return energies[0], energies[1]
