@@ -117,6 +117,27 @@ def test_a_standardised_tensor_is_not_formed(
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", ["one number for all", "every second number"])
+def test_shift_and_scale_may_lie_anywhere(kind: str) -> None:
+    x = decaying((3, 7, 4, 9), seed=1).float()
+    if kind == "one number for all":
+        shift, scale = torch.tensor([0.5]).expand(1, 7, 1, 1), torch.tensor([2.0]).expand(1, 7, 1, 1)
+    else:
+        shift, scale = (torch.arange(14.0).view(1, 7, 2)[..., place : place + 1, None] for place in (0, 1))
+    source = Standardised(x, shift, scale, Energy.of(x))
+    matrices = {mode: matrix(x.shape[mode], 3, torch.float32, mode, False) for mode in (1, 2, 3)}
+    with torch.no_grad():
+        found = contracted(source, matrices, ((1,), (2, 3)))
+    assert found is not None
+    near(found.core, exactly((x.double() - shift) * scale, matrices), 30)
+    rows = source.rows()
+    assert rows is not None
+    assert torch.equal(rows.shift, shift.flatten())
+    assert torch.equal(rows.scale, scale.flatten())
+    assert rows.shift.is_contiguous()
+
+
+@needs_compiler
 def test_any_number_of_threads_gives_the_same() -> None:
     x = decaying((8, 40, 31, 30), seed=1).float()
     matrices = {mode: matrix(x.shape[mode], 5, torch.float16, mode, False) for mode in (1, 2, 3)}

@@ -95,7 +95,8 @@ def _rewired(kind: Any, plain: Any) -> Callable[..., Any] | None:
     ):
         return None
     used = {n: plain.__globals__[n] for n in plain.__code__.co_names if n in plain.__globals__}
-    if F not in used.values() or any(value is not F and value is not torch._assert for value in used.values()):
+    asks = any(value is F for value in used.values())
+    if not asks or any(value is not F and value is not torch._assert for value in used.values()):
         return None
 
     def answer(*inner: Any, **options: Any) -> Any:

@@ -109,9 +109,10 @@ class Standardised:
         if self.scale.dtype != torch.float32 or self.scale.device.type != "cpu" or self.scale.numel() == 1:
             return None
         axis = max(range(self.scale.dim()), key=self.scale.shape.__getitem__)
-        if self.scale.shape[axis] != self.scale.numel() or self.shift.shape != self.scale.shape:
+        alike = self.shift.shape == self.scale.shape and self.shift.dtype == self.scale.dtype
+        if not alike or self.scale.shape[axis] != self.scale.numel():
             return None
-        return Standard(self.shift.reshape(-1), self.scale.reshape(-1), axis)
+        return Standard(self.shift.reshape(-1).contiguous(), self.scale.reshape(-1).contiguous(), axis)
 
     def mode_product(self, matrix: Tensor, mode: int) -> Tensor:
         """Contract axis `mode` with the rows of `matrix` [n_mode, k]; as `tuckprop.linalg.modes.mode_product`.

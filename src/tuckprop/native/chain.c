@@ -156,7 +156,7 @@ static double multiply(const void *x, int halves, int measures, const void *cons
   return energy;
 }
 
-/* Y = X times the matrices of all steps, two matrices each, for X [..] in `halves` or not. What is in between lies in `work`
+/* Y = X times the matrices of all steps, two matrices each, for X in `halves` or not. What is in between lies in `work`
  * and in `rest`, by turns. X is standardised first, as it were: Y is settled at last. If it measures, `energies` [2] take
  * in the sums of squares of X as it lies, and of Y. */
 void chain(const void *x, int halves, Size count, const Step *steps, const void *const *matrices, float *work, float *rest,
