@@ -1,13 +1,12 @@
 """Orthonormal bases of mode-n unfoldings, from small Gram matrices rather than an SVD of a wide matrix."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from tuckprop import native
 from tuckprop.linalg.eigen import eigh, eigh_batched
 from tuckprop.linalg.lagged import waiting_costs
 from tuckprop.linalg.leading import leading_eigh, leading_energies
@@ -117,35 +116,31 @@ def spectra(x: Tensor, epsilons: Mapping[int, float], known: Mapping[int, Tensor
             grams.append(known[mode] if mode in known else mode_gram(x, mode))
     if grams:
         check_energy(float(grams[0].trace()), x)
-    found = zip(epsilons.items(), grams, _decomposed(grams, list(epsilons.values()), list(tall.values())), strict=True)
-    return {mode: _spectrum(gram, epsilon, pairs, tall[mode]) for (mode, epsilon), gram, pairs in found}
+    if len(grams) > 1 and waiting_costs(x.device):
+        # One batch.
+        whole = zip(epsilons.items(), eigh_batched(grams), strict=True)
+        return {mode: _computed(_ranked(*pairs, epsilon), tall[mode]) for (mode, epsilon), pairs in whole}
+    alone = zip(epsilons.items(), grams, strict=True)
+    return {mode: _spectrum(gram, epsilon, tall[mode]) for (mode, epsilon), gram in alone}
 
 
 # Energies, the rank that was asked for, and vectors, as a spectrum has them.
 Pairs = tuple[Tensor, Tensor | int, Tensor]
 
 
-def _decomposed(
-    grams: Sequence[Tensor], epsilons: Sequence[float], tall: Sequence[Tensor | None]
-) -> list[Pairs | None]:
-    """Decompose every Gram matrix: elsewhere than on a CPU all of them, in one batch.
+def _spectrum(gram: Tensor, epsilon: float, tall: Tensor | None) -> Spectrum:
+    """Decompose a Gram matrix; of a tall unfolding, where a kernel finds them alone, for energies first.
 
-    None for those of tall unfoldings where a kernel finds energies alone: bases of few vectors hardly ever save bytes
-    there, and the vectors take as long again.
+    Bases of few vectors hardly ever save bytes there, and the vectors take as long again.
     """
-    if len(grams) > 1 and waiting_costs(grams[0].device):
-        return [_ranked(*pairs, epsilon) for pairs, epsilon in zip(eigh_batched(grams), epsilons, strict=True)]
-    return [
-        None if long is not None and epsilon < 1 and native.serves(gram) else eigenpairs(gram, epsilon)
-        for gram, epsilon, long in zip(grams, epsilons, tall, strict=True)
-    ]
+    energies = leading_energies(gram, epsilon) if tall is not None and epsilon < 1 else None
+    if energies is None:
+        return _computed(eigenpairs(gram, epsilon), tall)
+    return Spectrum(energies, len(energies), lambda: eigenpairs(gram, epsilon)[2], tall)
 
 
-def _spectrum(gram: Tensor, epsilon: float, pairs: Pairs | None, tall: Tensor | None) -> Spectrum:
-    energies = None if pairs is not None else leading_energies(gram, epsilon)
-    if energies is not None:
-        return Spectrum(energies, len(energies), lambda: eigenpairs(gram, epsilon)[2], tall)
-    energies, rank, vectors = pairs or eigenpairs(gram, epsilon)
+def _computed(pairs: Pairs, tall: Tensor | None) -> Spectrum:
+    energies, rank, vectors = pairs
     return Spectrum(energies, rank, lambda: vectors, tall)
 
 

@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 
 from tuckprop import native
-from tuckprop.linalg.modes import DEEP, NARROW, expand
+from tuckprop.linalg.modes import expand, pays
 from tuckprop.linalg.standardised import Standardised
 from tuckprop.native.chain import KINDS, Side, Step, Steps
 
 # Products of so many multiplications take about as long as a call of a library does, however they are done.
 _LITTLE = 1 << 22
-
-# Rows times matrices of fewer elements than these, or of one column, are a library's where they are many.
-_TINY_PRODUCT = 16
 
 # Mode, rows, columns, kind and strides of a matrix; the kind of those that the kernel does not read.
 _Kind = tuple[int, int, int, int, int, int]
@@ -140,11 +137,7 @@ def _plan(shape: Sequence[int], kinds: tuple[_Kind, ...], groups: Groups) -> _Pl
 
 
 def _worth(step: Step) -> bool:
-    """Say whether the kernel is about as fast as a library; as in `modes.py`, but for little work."""
+    """Say whether the kernel is about as fast as a library, or there is little to do."""
     size, rank = step.first.size * step.second.size, step.first.rank * step.second.rank
-    if step.before * size * step.after * rank <= _LITTLE:
-        return True
-    narrow = min(size, rank) <= NARROW
-    if step.after == 1:
-        return narrow and rank > 1 and size * rank >= _TINY_PRODUCT
-    return size <= DEEP and (narrow or step.before > 1)
+    little = step.before * size * step.after * rank <= _LITTLE
+    return little or pays(size, rank, step.before, step.after)

@@ -119,17 +119,19 @@ def _served(x: Tensor, matrix: Tensor, before: int, after: int) -> bool:
     """Say whether compiled kernels multiply the stack `x` [before, n, after] by a matrix [n, k], and faster."""
     if x.numel() < _LEAST_PRODUCT or not native.reads(x):
         return False
-    if after > 1 and matrix.shape[0] > DEEP:
-        return False
-    narrow = min(matrix.shape) <= NARROW
-    if after == 1:
-        worth = narrow and matrix.shape[1] > 1 and matrix.numel() >= _TINY_PRODUCT
-    elif after % native.LANES == 0:
-        # Where one product does all, a library is as fast once the matrix is large.
-        worth = narrow or before > 1
-    else:
-        worth = (before > 1 or narrow) and not _many_tiny(matrix, before, after)
+    worth = pays(matrix.shape[0], matrix.shape[1], before, after)
+    if after > 1 and after % native.LANES:
+        worth = worth and not _many_tiny(matrix, before, after)
     return worth and x.is_contiguous() and matrix.dtype == torch.float32 and not _differentiates(x, matrix)
+
+
+def pays(size: int, rank: int, before: int, after: int) -> bool:
+    """Say whether compiled products of a stack [before, size, after] with a matrix [size, rank] outdo a library's."""
+    narrow = min(size, rank) <= NARROW
+    if after == 1:
+        return narrow and rank > 1 and size * rank >= _TINY_PRODUCT
+    # Where one product does all, a library is as fast once the matrix is large.
+    return size <= DEEP and (narrow or before > 1)
 
 
 def _served_on_a_gpu(x: Tensor, matrix: Tensor) -> bool:
